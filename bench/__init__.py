@@ -1,0 +1,1 @@
+"""Benchmarks, run beside peers in one run and reported as ratios."""

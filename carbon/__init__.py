@@ -1,0 +1,1 @@
+"""Grid carbon intensity, generation directives, the mix optimizer and footprint accounting."""

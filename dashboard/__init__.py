@@ -1,0 +1,1 @@
+"""The Streamlit operator dashboard, a pure client of the admin API."""

@@ -1,0 +1,103 @@
+"""One step of the engine as plain data: what to run, what came back, and the record it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """Tokens `start .. start + num_tokens` of `request.token_ids` run in this step.
+
+    `samples` is true when the last known token is among them, so that the step draws a new one.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    samples: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The work of one step. No phases: prefill and decode differ only in `num_tokens`.
+
+    `retired`: ids whose per-request state the executor must drop first (finished, aborted or preempted since
+    the last batch; a preempted request that runs again arrives as if new).
+    """
+
+    step_id: int
+    requests: tuple[ScheduledRequest, ...]
+    retired: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(scheduled.num_tokens for scheduled in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability (natural) of the drawn token, and the `top` most likely as (token id, log-probability)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What one scheduled request drew in a step: usually one token; several under speculation; none mid-prefill.
+
+    `error` set: this request failed alone (for example its grammar), the others are sound.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`sampled` stands in the order of `Batch.requests`; the stamps are monotonic seconds of the executor's clock."""
+
+    sampled: tuple[SampledTokens, ...]
+    started_s: float
+    ended_s: float
+
+
+class Executor(Protocol):
+    """Runs a batch: the model on a device, or the twin on a virtual clock."""
+
+    def run(self, batch: Batch) -> StepResult:
+        """Compute keys and values of the batch's tokens and draw the next ones. An exception fails the batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RequestWork:
+    """Share of one request in a step, as attribution needs it. `kv_tokens_read`: context its queries attended to."""
+
+    request_id: str
+    prefill_tokens: int
+    decode_tokens: int
+    kv_tokens_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What a step did and when (monotonic seconds); one is emitted for each step, whoever consumes it."""
+
+    step_id: int
+    started_s: float
+    ended_s: float
+    work: tuple[RequestWork, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return self.ended_s - self.started_s

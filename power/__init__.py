@@ -1,0 +1,1 @@
+"""Power devices, telemetry, energy attribution, governors and the crash-safe actuator."""

@@ -1,0 +1,1 @@
+"""HTTP API, composition of engine, power and carbon, and the `gridserve` command."""

@@ -1,0 +1,1 @@
+"""Trace formats, workload synthesis, replay, virtual-time simulation and experiments."""
