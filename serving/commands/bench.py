@@ -1,22 +1,28 @@
-"""`gridserve bench NAME`: benchmarks, imported only when asked for."""
+"""`gridserve bench NAME`: benchmarks, each a module of `bench/` with `main(argv)`, imported only when asked for."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from serving.commands import Subparsers
 
-BENCHMARKS: dict[str, str] = {}
-
 
 def register(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("bench", help="benchmarks beside peers", description=__doc__, add_help=False)
-    parser.add_argument("name", choices=sorted(BENCHMARKS), help="which benchmark")
+    parser = subparsers.add_parser("bench", help="benchmarks beside peers", description=__doc__)
+    parser.add_argument("name", choices=benchmark_names(), help="which benchmark")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; try `gridserve bench NAME --help`")
     parser.set_defaults(run=run)
+
+
+def benchmark_names() -> list[str]:
+    package = importlib.util.find_spec("bench")
+    locations = package.submodule_search_locations if package else None
+    return sorted(found.name for found in pkgutil.iter_modules(locations or []) if not found.name.startswith("_"))
 
 
 def run(arguments: argparse.Namespace) -> int:
