@@ -1,0 +1,93 @@
+"""What the front end needs of an engine, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.batch import TokenLogprobs
+from engine.request import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts of a started engine that do not change while it lives."""
+
+    model_id: str
+    max_model_len: int
+    vocab_size: int
+    weight_format: str
+    device: str
+    num_kv_blocks: int
+    block_size: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """`reason` says why the engine is not ready and is None when it is."""
+
+    ready: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Plain statistics at one moment; token and preemption counts grow since the engine's start."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+    preemptions: int
+    waiting_prefill_tokens: int = 0
+    oldest_waiting_arrival_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sequence to generate."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """What one step brought for one sequence. `error` is set when `finish_reason` is ERROR."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None
+    num_cached_tokens: int
+    error: str | None
+
+
+class EngineUnavailableError(Exception):
+    """The engine is down or restarting."""
+
+
+class EngineClientProtocol(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def health(self) -> EngineHealth: ...
+
+    @property
+    def stats(self) -> EngineStats | None: ...
+
+    def generate(self, generation: Generation) -> AsyncIterator[TokenDelta]:
+        """Deltas until one has a `finish_reason`. Closing the iterator aborts the request in the engine.
+
+        Raises `EngineUnavailableError` when the engine is down or dies meanwhile.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None: ...

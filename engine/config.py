@@ -1,0 +1,54 @@
+"""How an engine is set up: what the front end hands to the engine process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernels.linear import WeightFormat
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """None means: chosen from the device and the model.
+
+    Attributes:
+        model: built-in name, Hugging Face folder, GGUF file or hub id.
+        model_id: the name clients use.
+        max_model_len: longest prompt plus output in tokens.
+        max_num_seqs: requests that may run at once.
+        max_num_batched_tokens: token budget of a step.
+        long_prefill_threshold_tokens: most tokens of one prompt in a step.
+        kv_cache_bytes: memory for keys and values.
+        num_threads: CPU threads of the model.
+    """
+
+    model: str
+    model_id: str
+    device: str = "auto"
+    weight_format: WeightFormat = WeightFormat.BF16
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    long_prefill_threshold_tokens: int | None = None
+    block_size: int = 32
+    kv_cache_bytes: int | None = None
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        if self.block_size < 16 or self.block_size % 16:
+            raise ValueError(f"block_size must be a multiple of 16, got {self.block_size}")
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "long_prefill_threshold_tokens",
+            "kv_cache_bytes",
+            "num_threads",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")

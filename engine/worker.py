@@ -1,0 +1,262 @@
+"""The engine process: owns the device and the step loop, speaks `engine.messages` over one Unix socket.
+
+It blocks while there is nothing to do, never reads a clock to wait, and ends when its standard input does: the
+front end holds the other end of that pipe, so that no engine outlives it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import FrameType
+
+import msgspec
+import zmq
+
+from engine.client_protocol import EngineStats
+from engine.config import EngineConfig
+from engine.engine import Engine, StepOutcome
+from engine.guided import GuideCompiler
+from engine.messages import (
+    Abort,
+    Delta,
+    FromEngine,
+    Loading,
+    Ready,
+    ResetPrefixCache,
+    SetLimits,
+    SetPaused,
+    Shutdown,
+    StartFailed,
+    StepOutputs,
+    Submit,
+    ToEngine,
+    encoder,
+    to_engine_decoder,
+)
+from engine.model_runner import ModelRunner
+from engine.request import FinishReason, Request
+
+logger = logging.getLogger("gridserve.engine")
+
+EXIT_DEVICE_LOST = 70
+MAX_PROBES = 3
+PROBE_INTERVAL_MS = 500
+
+
+class Worker:
+    """The loop: take messages, step, send what came of it."""
+
+    def __init__(
+        self,
+        channel: zmq.Socket[bytes],
+        engine: Engine,
+        runner: ModelRunner,
+        compiler: GuideCompiler,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._channel = channel
+        self._engine = engine
+        self._runner = runner
+        self._compiler = compiler
+        self._eos_token_ids = eos_token_ids
+        self._fault: str | None = None
+        self._failed_probes = 0
+        self._stopping = False
+        self._paused = False
+        # Guides compile on a thread; the request joins the queue when its guide is ready.
+        self._compilers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guide")
+        self._compiling: dict[str, tuple[Request, Future[object]]] = {}
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._poller = zmq.Poller()
+        self._poller.register(channel, zmq.POLLIN)
+        self._poller.register(self._wake_receiver, zmq.POLLIN)
+
+    def run(self) -> None:
+        while not self._stopping:
+            self._take_messages()
+            if self._fault is not None:
+                self._try_to_recover()
+            elif self._engine.has_work and not self._paused:
+                self._send_outcome(self._engine.step())
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._wake_sender.send(b"\0")
+
+    def _take_messages(self) -> None:
+        """Apply everything that has arrived; block first when there is nothing to run."""
+        busy = self._engine.has_work and not self._paused
+        timeout_ms = PROBE_INTERVAL_MS if self._fault is not None else 0 if busy else None
+        while ready := dict(self._poller.poll(timeout_ms)):
+            timeout_ms = 0
+            if self._wake_receiver.fileno() in ready:
+                self._wake_receiver.recv(4096)
+                self._add_compiled()
+            if self._channel in ready:
+                self._apply(to_engine_decoder.decode(self._channel.recv()))
+            if self._stopping:
+                return
+
+    def _apply(self, message: ToEngine) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Abort(request_ids=request_ids):
+                for request_id in request_ids:
+                    self._compiling.pop(request_id, None)
+                self._engine.abort(request_ids)
+                if not self._engine.has_work:
+                    self._send(StepOutputs((), None, self._stats(), self._fault))
+            case SetLimits(token_budget=token_budget, max_running=max_running):
+                self._engine.scheduler.set_token_budget(token_budget)
+                self._engine.scheduler.set_max_running(max_running)
+            case SetPaused(paused=paused):
+                self._paused = paused
+            case ResetPrefixCache():
+                self._engine.scheduler.reset_prefix_cache()
+            case Shutdown():
+                self._stopping = True
+
+    def _submit(self, message: Submit) -> None:
+        sampling = message.sampling
+        if sampling.seed is None and not sampling.greedy:
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        request = Request(
+            message.request_id,
+            message.prompt_token_ids,
+            sampling,
+            message.arrival_s,
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+            eos_token_ids=self._eos_token_ids,
+        )
+        if sampling.guide is None:
+            self._add(request)
+            return
+        future: Future[object] = self._compilers.submit(self._compiler.compile, sampling.guide)
+        self._compiling[request.request_id] = (request, future)
+        future.add_done_callback(lambda _: self._wake())
+
+    def _add_compiled(self) -> None:
+        for request_id, (request, future) in list(self._compiling.items()):
+            if not future.done():
+                continue
+            del self._compiling[request_id]
+            error = future.exception()
+            if error is None:
+                self._add(request)
+            else:
+                self._refuse(request_id, f"guided output cannot be compiled: {error}")
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add(request)
+        except ValueError as error:
+            self._refuse(request.request_id, str(error))
+
+    def _refuse(self, request_id: str, reason: str) -> None:
+        delta = Delta(request_id, (), (), FinishReason.ERROR, 0, reason)
+        self._send(StepOutputs((delta,), None, self._stats(), self._fault))
+
+    def _send_outcome(self, outcome: StepOutcome) -> None:
+        if outcome.fault is not None:
+            self._fault = outcome.fault
+            self._failed_probes = 0
+        deltas = tuple(
+            Delta(
+                update.request.request_id,
+                update.token_ids,
+                update.logprobs,
+                update.finish_reason,
+                update.request.num_cached_tokens,
+                update.error,
+            )
+            for update in outcome.updates
+        )
+        if deltas or outcome.record is not None or outcome.fault is not None:
+            self._send(StepOutputs(deltas, outcome.record, self._stats(), self._fault))
+        if not self._engine.has_work:
+            self._engine.scheduler.check_integrity()
+
+    def _try_to_recover(self) -> None:
+        """Probe the model after an executor error; a device that stays lost ends the process, to be restarted."""
+        try:
+            self._runner.probe()
+        except Exception:
+            self._failed_probes += 1
+            logger.exception("probe %d of %d failed", self._failed_probes, MAX_PROBES)
+            if self._failed_probes >= MAX_PROBES:
+                raise SystemExit(EXIT_DEVICE_LOST) from None
+            return
+        self._fault = None
+        self._send(StepOutputs((), None, self._stats()))
+
+    def _stats(self) -> EngineStats:
+        return self._engine.scheduler.stats()
+
+    def _send(self, message: FromEngine) -> None:
+        self._channel.send(encoder.encode(message))
+
+
+def _end_with_parent() -> None:
+    """Leave at once when standard input closes: the front end is gone, whatever ended it."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def main(argv: list[str]) -> int:
+    """`python -m engine.worker SOCKET CONFIG_JSON`, started by `engine.client`."""
+    address, config_json = argv
+    logging.basicConfig(
+        level=os.environ.get("GRIDSERVE_LOG_LEVEL", "INFO"), format="%(levelname)s %(name)s: %(message)s"
+    )
+    config = msgspec.json.decode(config_json, type=EngineConfig)
+    _end_with_parent()
+    # Ctrl-C in a terminal reaches the whole process group; the front end decides when the engine stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with zmq.Context() as context, context.socket(zmq.PAIR) as channel:
+        channel.set_hwm(0)
+        channel.linger = 1000
+        channel.connect(address)
+
+        def report(stage: str, done: int = 0, total: int = 0) -> None:
+            channel.send(encoder.encode(Loading(stage, done, total)))
+
+        # Heavy imports come after the socket, so that the front end sees progress from the start.
+        report("starting")
+        from engine.build import build_engine
+
+        try:
+            built = build_engine(config, report)
+        except (ValueError, OSError, MemoryError) as error:
+            channel.send(encoder.encode(StartFailed(str(error) or type(error).__name__)))
+            return 1
+        worker = Worker(channel, built.engine, built.runner, built.guide_compiler, built.eos_token_ids)
+
+        def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+            worker.stop()
+
+        signal.signal(signal.SIGTERM, on_sigterm)
+        channel.send(encoder.encode(Ready(built.info, built.engine.scheduler.stats())))
+        worker.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
