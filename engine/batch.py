@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.request import Request
+from engine.request import FinishReason, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,21 @@ class ScheduledRequest:
     def end(self) -> int:
         return self.start + self.num_tokens
 
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of the prompt, or of a preempted request's recomputation; the others are decode work."""
+        return max(0, min(self.end, self.request.prefill_end) - self.start)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The work of one step. No phases: prefill and decode differ only in `num_tokens`.
 
+    Requests with one token come first. A batch without requests is no step: it is not run, takes no step id and
+    retires nothing.
+
     `retired`: ids whose per-request state the executor must drop first (finished, aborted or preempted since
-    the last batch; a preempted request that runs again arrives as if new).
+    the last batch with requests; a preempted request that runs again arrives as if new).
     """
 
     step_id: int
@@ -71,6 +79,20 @@ class StepResult:
     ended_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class RequestUpdate:
+    """What a step meant for one request: the tokens it gained, or how it ended.
+
+    `token_ids` includes the token that stopped it; `error` says what went wrong when `finish_reason` is `ERROR`.
+    """
+
+    request: Request
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
 class Executor(Protocol):
     """Runs a batch: the model on a device, or the twin on a virtual clock."""
 
@@ -81,7 +103,10 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RequestWork:
-    """Share of one request in a step, as attribution needs it. `kv_tokens_read`: context its queries attended to."""
+    """Share of one request in a step, as attribution needs it.
+
+    `kv_tokens_read`: positions its queries attended to, each counted once however many queries of the step read it.
+    """
 
     request_id: str
     prefill_tokens: int

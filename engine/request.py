@@ -96,7 +96,9 @@ class Request:
     `0 <= num_computed_tokens <= num_tokens`.
 
     `priority`: lower runs first, then `arrival_s` (monotonic seconds). `cache_salt` separates tenants in the
-    prefix cache.
+    prefix cache. `num_cached_tokens`: prompt tokens found in the prefix cache at the first admission.
+    `prefill_end`: tokens before this position are prefill work: the prompt, and after a preemption all tokens
+    known by then.
     """
 
     request_id: str
@@ -111,6 +113,7 @@ class Request:
     num_computed_tokens: int = field(init=False, default=0)
     num_cached_tokens: int = field(init=False, default=0)
     num_preemptions: int = field(init=False, default=0)
+    prefill_end: int = field(init=False)
     block_table: list[int] = field(init=False, default_factory=list)
     finish_reason: FinishReason | None = field(init=False, default=None)
 
@@ -118,6 +121,7 @@ class Request:
         if not self.prompt_token_ids:
             raise ValueError("the prompt is empty; send at least one token")
         self.token_ids = list(self.prompt_token_ids)
+        self.prefill_end = len(self.prompt_token_ids)
 
     @property
     def num_prompt_tokens(self) -> int:
