@@ -1,0 +1,153 @@
+"""A model's weights by name, read when asked for, whatever file format they come from.
+
+Names are those of Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from engine.gguf_file import GgufFile, GgufTensor
+from engine.gguf_quants import dequantize, int4_blocks
+from engine.model_config import ModelConfig
+from kernels.linear import Int4Blocks
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+class Weights(Protocol):
+    """Where the decoder takes its tensors from. Reading an absent name raises `ValueError`."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all weights as stored."""
+        ...
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of one weight as stored."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The weight in the shape of the model, on the CPU."""
+        ...
+
+    def int4(self, name: str) -> Int4Blocks | None:
+        """The weight as 4-bit blocks, without loss; None when it is not stored so."""
+        ...
+
+
+class TensorWeights:
+    """Weights that are in memory already: tests and random models."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def nbytes(self, name: str) -> int:
+        return self.tensors[name].nbytes
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        if name not in self.tensors:
+            raise ValueError(f"the model has no weight {name}")
+        return self.tensors[name].to(dtype)
+
+    def int4(self, name: str) -> Int4Blocks | None:
+        return None
+
+
+_GGUF_GLOBALS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    ROPE_FACTORS: "rope_freqs.weight",
+}
+_GGUF_MODULES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+class GgufWeights:
+    """The tensors of a GGUF file.
+
+    Converters to GGUF reorder the query and key rows of the llama architecture so that rotary pairs are
+    neighbours (`permute` in ggml-org/llama.cpp `convert_hf_to_gguf.py`); this puts them back into halves.
+    """
+
+    def __init__(self, file: GgufFile, config: ModelConfig) -> None:
+        self._file = file
+        self._head_dim = config.head_dim
+        self._permuted = ("self_attn.q_proj.", "self_attn.k_proj.") if config.architecture == "llama" else ()
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._file.tensors.values())
+
+    def nbytes(self, name: str) -> int:
+        return self._tensor(name).nbytes
+
+    def __contains__(self, name: str) -> bool:
+        return gguf_name(name) in self._file.tensors
+
+    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        tensor = self._tensor(name)
+        weight = dequantize(self._file.raw(tensor), tensor.type, dtype)
+        return self._restore_rows(name, weight.view(tensor.shape))
+
+    def int4(self, name: str) -> Int4Blocks | None:
+        tensor = self._tensor(name)
+        blocks = int4_blocks(self._file.raw(tensor), tensor.type)
+        if blocks is None:
+            return None
+        codes, scales, minimums = (
+            self._restore_rows(name, part) for part in (blocks.codes, blocks.scales, blocks.minimums)
+        )
+        return Int4Blocks(codes, scales, minimums, blocks.block)
+
+    def _tensor(self, name: str) -> GgufTensor:
+        tensor = self._file.tensors.get(gguf_name(name))
+        if tensor is None:
+            raise ValueError(f"{self._file.path} has no tensor {gguf_name(name)}")
+        return tensor
+
+    def _restore_rows(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        if not any(module in name for module in self._permuted):
+            return weight
+        pairs = weight.view(-1, self._head_dim // 2, 2, *weight.shape[1:])
+        return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a weight."""
+    found = _LAYER_NAME.fullmatch(name)
+    if found is None:
+        return _GGUF_GLOBALS.get(name, name)
+    layer, module, part = found.groups()
+    return f"blk.{layer}.{_GGUF_MODULES[module]}.{part}"
+
+
+def open_gguf_weights(path: Path, config: ModelConfig) -> GgufWeights:
+    return GgufWeights(GgufFile(path), config)
