@@ -8,6 +8,17 @@ from typing import Protocol
 
 from engine.batch import TokenLogprobs
 from engine.request import FinishReason, SamplingParams
+from engine.scheduler_config import SchedulerStats as EngineStats
+
+__all__ = [
+    "EngineClientProtocol",
+    "EngineHealth",
+    "EngineInfo",
+    "EngineStats",
+    "EngineUnavailableError",
+    "Generation",
+    "TokenDelta",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +41,6 @@ class EngineHealth:
 
     ready: bool
     reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Plain statistics at one moment; token and preemption counts grow since the engine's start."""
-
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    prefix_query_tokens: int
-    prefix_hit_tokens: int
-    preemptions: int
-    waiting_prefill_tokens: int = 0
-    oldest_waiting_arrival_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,6 @@ class Worker:
         self._fault: str | None = None
         self._failed_probes = 0
         self._stopping = False
-        self._paused = False
         # Guides compile on a thread; the request joins the queue when its guide is ready.
         self._compilers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guide")
         self._compiling: dict[str, tuple[Request, Future[object]]] = {}
@@ -85,7 +84,7 @@ class Worker:
             self._take_messages()
             if self._fault is not None:
                 self._try_to_recover()
-            elif self._engine.has_work and not self._paused:
+            elif self._engine.has_work:
                 self._send_outcome(self._engine.step())
 
     def stop(self) -> None:
@@ -97,8 +96,7 @@ class Worker:
 
     def _take_messages(self) -> None:
         """Apply everything that has arrived; block first when there is nothing to run."""
-        busy = self._engine.has_work and not self._paused
-        timeout_ms = PROBE_INTERVAL_MS if self._fault is not None else 0 if busy else None
+        timeout_ms = PROBE_INTERVAL_MS if self._fault is not None else 0 if self._engine.has_work else None
         while ready := dict(self._poller.poll(timeout_ms)):
             timeout_ms = 0
             if self._wake_receiver.fileno() in ready:
@@ -123,7 +121,7 @@ class Worker:
                 self._engine.scheduler.set_token_budget(token_budget)
                 self._engine.scheduler.set_max_running(max_running)
             case SetPaused(paused=paused):
-                self._paused = paused
+                self._engine.scheduler.pause() if paused else self._engine.scheduler.resume()
             case ResetPrefixCache():
                 self._engine.scheduler.reset_prefix_cache()
             case Shutdown():
