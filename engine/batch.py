@@ -27,7 +27,8 @@ class ScheduledRequest:
     @property
     def num_prefill_tokens(self) -> int:
         """Tokens of the prompt, or of a preempted request's recomputation; the others are decode work."""
-        return max(0, min(self.end, self.request.prefill_end) - self.start)
+        num_left = self.request.prefill_end - self.start
+        return 0 if num_left <= 0 else min(num_left, self.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

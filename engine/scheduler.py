@@ -164,10 +164,12 @@ class Scheduler:
             request = scheduled.request
             if request in void:
                 continue
-            update = self._failure(scheduled, sampled)
-            if update is None:
-                end = scheduled.start + scheduled.num_tokens
-                if end // block_size > scheduled.start // block_size:
+            if sampled.error is not None or scheduled.samples != bool(sampled.token_ids):
+                update = _failure(scheduled, sampled)
+            else:
+                start = scheduled.start
+                end = start + scheduled.num_tokens
+                if end // block_size > start // block_size:
                     self.pool.publish(request, end)
                 if not scheduled.samples:
                     continue
@@ -199,10 +201,9 @@ class Scheduler:
         """Whose work the step did, for attribution; requests that were void in it are included: they cost energy."""
         work = []
         for scheduled in batch.requests:
+            request, num_tokens = scheduled.request, scheduled.num_tokens
             prefill = scheduled.num_prefill_tokens
-            work.append(
-                RequestWork(scheduled.request.request_id, prefill, scheduled.num_tokens - prefill, scheduled.end)
-            )
+            work.append(RequestWork(request.request_id, prefill, num_tokens - prefill, scheduled.start + num_tokens))
         return StepRecord(batch.step_id, result.started_s, result.ended_s, tuple(work))
 
     def stats(self) -> SchedulerStats:
@@ -332,32 +333,26 @@ class Scheduler:
             raise ValueError(f"step {batch.step_id} is not in flight; each batch is updated or failed once")
         return void
 
-    def _failure(self, scheduled: ScheduledRequest, sampled: SampledTokens) -> RequestUpdate | None:
-        error = sampled.error
-        if error is None and scheduled.samples != bool(sampled.token_ids):
-            error = f"the executor drew {len(sampled.token_ids)} tokens where samples={scheduled.samples}"
-        if error is None:
-            return None
-        return RequestUpdate(scheduled.request, finish_reason=FinishReason.ERROR, error=error)
-
     def _append(self, request: Request, sampled: SampledTokens) -> RequestUpdate:
         """Add the drawn tokens up to the one that ends the request; what was drawn beyond it is dropped."""
+        sampling = request.sampling
+        known = request.token_ids
+        limit = self._length_limit(request)
+        # Stop tokens count from this length on.
+        earliest_stop = len(request.prompt_token_ids) + sampling.min_tokens
+        reason: FinishReason | None = None
         for count, token_id in enumerate(sampled.token_ids, start=1):
-            request.token_ids.append(token_id)
-            reason = self._stop_reason(request, token_id)
+            known.append(token_id)
+            length = len(known)
+            if length >= earliest_stop and (
+                token_id in sampling.stop_token_ids or (token_id in request.eos_token_ids and not sampling.ignore_eos)
+            ):
+                reason = FinishReason.STOP
+            elif length >= limit:
+                reason = FinishReason.LENGTH
             if reason is not None:
                 return RequestUpdate(request, sampled.token_ids[:count], sampled.logprobs[:count], reason)
         return RequestUpdate(request, sampled.token_ids, sampled.logprobs)
-
-    def _stop_reason(self, request: Request, token_id: int) -> FinishReason | None:
-        sampling = request.sampling
-        if request.num_output_tokens >= sampling.min_tokens and (
-            token_id in sampling.stop_token_ids or (token_id in request.eos_token_ids and not sampling.ignore_eos)
-        ):
-            return FinishReason.STOP
-        if len(request.token_ids) >= self._length_limit(request):
-            return FinishReason.LENGTH
-        return None
 
     def _length_limit(self, request: Request) -> int:
         return min(len(request.prompt_token_ids) + request.sampling.max_tokens, self.config.max_model_len)
@@ -367,6 +362,13 @@ def _take_tokens(request: Request, num_tokens: int) -> ScheduledRequest:
     start = request.num_computed_tokens
     request.num_computed_tokens = end = start + num_tokens
     return ScheduledRequest(request, start, num_tokens, end == len(request.token_ids))
+
+
+def _failure(scheduled: ScheduledRequest, sampled: SampledTokens) -> RequestUpdate:
+    error = sampled.error
+    if error is None:
+        error = f"the executor drew {len(sampled.token_ids)} tokens where samples={scheduled.samples}"
+    return RequestUpdate(scheduled.request, finish_reason=FinishReason.ERROR, error=error)
 
 
 def _cap(name: str, value: int | None, configured: int) -> int:

@@ -60,7 +60,8 @@ class PagedFakeModel:
 
 
 def prefix_digests(request: Request) -> list[int]:
-    return list(itertools.accumulate(request.token_ids, lambda digest, token: hash((digest, token)), initial=0))[1:]
+    seed = hash(request.cache_salt)
+    return list(itertools.accumulate(request.token_ids, lambda digest, token: hash((digest, token)), initial=seed))[1:]
 
 
 def drawn_token(request_id: str, position: int, digest: int) -> int:
@@ -70,7 +71,7 @@ def drawn_token(request_id: str, position: int, digest: int) -> int:
 def unpressured_tokens(request: Request, max_model_len: int) -> list[int]:
     """The output of the same request alone on an endless cache, by the fake model's definition."""
     sampling = request.sampling
-    digest = 0
+    digest = hash(request.cache_salt)
     for token in request.prompt_token_ids:
         digest = hash((digest, token))
     output: list[int] = []
@@ -150,3 +151,9 @@ class Rig:
 @pytest.fixture
 def make_rig() -> type[Rig]:
     return Rig
+
+
+@pytest.fixture
+def expected_output() -> Callable[[Request, int], list[int]]:
+    """`expected_output(request, max_model_len)`: see `unpressured_tokens`."""
+    return unpressured_tokens
