@@ -1,0 +1,40 @@
+"""A model on disk, whatever its format: its shape, its weights and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.gguf_file import GgufFile
+from engine.model_config import ModelConfig, config_from_gguf, config_from_hf
+from engine.safetensors_folder import SafetensorsWeights
+from engine.tokenizer import Tokenizer, load_gguf_tokenizer, load_hf_tokenizer, read_json
+from engine.weights import GgufWeights, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened model. Opening reads headers only; `open_weights` and `load_tokenizer` do the rest."""
+
+    path: Path
+    config: ModelConfig
+    _gguf: GgufFile | None
+
+    def open_weights(self) -> Weights:
+        return SafetensorsWeights(self.path) if self._gguf is None else GgufWeights(self._gguf, self.config)
+
+    def load_tokenizer(self) -> Tokenizer:
+        return load_hf_tokenizer(self.path) if self._gguf is None else load_gguf_tokenizer(self._gguf)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF file or a Hugging Face folder. Raises `ValueError` when it is neither or not supported."""
+    if path.is_dir():
+        fields = read_json(path / "config.json")
+        if not fields:
+            raise ValueError(f"{path} has no config.json; give a Hugging Face model folder or a GGUF file")
+        return Checkpoint(path, config_from_hf(fields), None)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give a Hugging Face model folder or a GGUF file")
+    file = GgufFile(path)
+    return Checkpoint(path, config_from_gguf(file.metadata, file.shapes), file)

@@ -1,0 +1,82 @@
+"""The weights of a Hugging Face folder: one `model.safetensors`, or several named by an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.tokenizer import read_json
+from kernels.linear import Int4Blocks
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+class SafetensorsWeights:
+    """Tensors read from memory-mapped files when asked for. Raises `ValueError` for missing or foreign files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {path: _open(path) for path in _file_paths(folder)}
+        self._owner = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self._files)
+
+    def nbytes(self, name: str) -> int:
+        entry = self._entry(name)
+        elements = 1
+        for size in entry.get_shape():
+            elements *= size
+        return int(elements * ELEMENT_BYTES[entry.get_dtype()])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._owner
+
+    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        self._entry(name)
+        tensor: torch.Tensor = self._owner[name].get_tensor(name)
+        return tensor.to(dtype)
+
+    def int4(self, name: str) -> Int4Blocks | None:
+        return None
+
+    def _entry(self, name: str) -> Any:
+        if name not in self._owner:
+            raise ValueError(f"{self._folder} has no weight {name}")
+        entry = self._owner[name].get_slice(name)
+        if entry.get_dtype() not in ELEMENT_BYTES:
+            supported = ", ".join(ELEMENT_BYTES)
+            raise ValueError(
+                f"weight {name} has type {entry.get_dtype()}, which is not supported; supported: {supported}"
+            )
+        return entry
+
+
+def _file_paths(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index} has no weight_map")
+        names = sorted({str(name) for name in weight_map.values()})
+        if any(Path(name).name != name for name in names):
+            raise ValueError(f"{index} names files outside its folder")
+    else:
+        names = [SINGLE]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}; only safetensors checkpoints are read")
+    return [folder / name for name in names]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
