@@ -1,4 +1,12 @@
-"""Linear layers in the weight formats the engine serves, packed once at load."""
+"""Linear layers in the weight formats the engine serves, packed once at load.
+
+On a CPU, in order of preference:
+
+- `BF16`: the compiled kernels (`kernels.cpu`), else oneDNN's prepacked weights, else `F.linear`;
+- `INT4`: the compiled kernels, which expand the 4-bit codes to exactly the bf16 weights of `BF16` and so give the
+  same bits; else as `BF16`;
+- `FP32`: `F.linear`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +16,8 @@ from typing import Protocol
 
 import torch
 from torch.nn import functional as F
+
+from kernels.cpu.packing import pack_bf16, pack_int4
 
 
 class WeightFormat(enum.StrEnum):
@@ -46,24 +56,51 @@ Weight = torch.Tensor | Int4Blocks
 
 
 class Linear(Protocol):
-    """A packed linear layer: `[T, K] -> [T, N]` in the dtype of the activations it was made for."""
+    """A packed linear layer: `[T, K] -> [T, N]` in the dtype of the activations it was made for.
+
+    Attributes:
+        batch_invariant: a row's result has the same bits whatever the other rows and however many.
+    """
 
     in_features: int
     out_features: int
+
+    @property
+    def batch_invariant(self) -> bool: ...
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
 class DenseLinear:
-    """`F.linear` on a dense weight `[N, K]`."""
+    """`F.linear` on a dense weight `[N, K]`. Sums in fp32 change their order with the batch size, in bf16 on a CPU not."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape
+        self.batch_invariant = weight.dtype is torch.bfloat16 and weight.device.type == "cpu"
         self._weight = weight
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self._weight, self._bias)
+
+
+class OneDnnLinear:
+    """bf16 weights in oneDNN's blocked layout: twice `F.linear` at small batches, through private torch operators."""
+
+    batch_invariant = True
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+        self._bias = bias
+
+    @staticmethod
+    def supported() -> bool:
+        return hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return out
 
 
 def activation_dtype(weight_format: WeightFormat) -> torch.dtype:
@@ -72,6 +109,20 @@ def activation_dtype(weight_format: WeightFormat) -> torch.dtype:
 
 def make_linear(weight: Weight, bias: torch.Tensor | None, weight_format: WeightFormat) -> Linear:
     """Pack `weight` (`[N, K]`, dense or 4-bit blocks) for its device; activations are `activation_dtype(format)`."""
+    if weight_format is WeightFormat.INT4 and isinstance(weight, Int4Blocks):
+        packed = pack_int4(weight.codes, weight.scales, weight.minimums, weight.block, bias)
+        if packed is not None:
+            return packed
     dtype = activation_dtype(weight_format)
-    dense = weight.dequantize() if isinstance(weight, Int4Blocks) else weight
-    return DenseLinear(dense.to(dtype), None if bias is None else bias.to(dtype))
+    dense = (weight.dequantize() if isinstance(weight, Int4Blocks) else weight).to(dtype)
+    if dtype is torch.bfloat16 and dense.device.type == "cpu":
+        packed = pack_bf16(dense, bias)
+        if packed is not None:
+            return packed
+    bias = None if bias is None else bias.to(dtype)
+    if dtype is torch.bfloat16 and dense.device.type == "cpu" and OneDnnLinear.supported():
+        try:
+            return OneDnnLinear(dense, bias)
+        except (RuntimeError, NotImplementedError):
+            return DenseLinear(dense, bias)
+    return DenseLinear(dense, bias)

@@ -1,0 +1,170 @@
+#include "linear.h"
+
+#include <algorithm>
+
+#include "pool.h"
+
+namespace gs {
+namespace {
+
+template <int Rows>
+void multiply_bf16(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
+  f32x16 acc[Rows][kPanelVectors] = {};
+  multiply_pairs<Rows, kPanelVectors>(x, stride, reinterpret_cast<const bf16*>(linear.panel(panel)), linear.k / 2, acc);
+  for (int v = 0; v < kPanelVectors; v++) {
+    const long column = long(panel) * kPanel + v * kLanes;
+    for (int r = 0; r < Rows; r++)
+      store(out + r * kPanel + v * kLanes, linear.bias ? acc[r][v] + load(linear.bias + column) : acc[r][v]);
+  }
+}
+
+#if defined(__AVX512BF16__)
+
+// A block of 32 inputs x 16 outputs: 16 half scales, 16 half minimums, then 4 vectors of 4-bit codes. Nibble n of
+// 32-bit lane l in vector i is the code of input 8i + 2(n / 2) + l % 2 and output l / 2 + 8 (n % 2): expanding the
+// nibbles 2j and 2j + 1 and narrowing both gives one vector of pairs as `dot_pairs` reads it.
+template <int Rows>
+void multiply_int4(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
+  const char* block = linear.panel(panel);
+  const __m512 codes = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i twice_low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+  const __m512i twice_high = _mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8);
+  f32x16 acc[Rows][kPanelVectors] = {};
+  for (int k = 0; k < linear.k; k += kInt4Block) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; v++, block += kInt4BlockBytes) {
+      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
+      const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 32)));
+      const __m512 scale_low = _mm512_permutexvar_ps(twice_low, scale);
+      const __m512 scale_high = _mm512_permutexvar_ps(twice_high, scale);
+      const __m512 minimum_low = _mm512_permutexvar_ps(twice_low, minimum);
+      const __m512 minimum_high = _mm512_permutexvar_ps(twice_high, minimum);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        const __m512i packed = _mm512_loadu_si512(block + 64 + 64 * i);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+          const __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 8 * j), codes);
+          const __m512 high = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 8 * j + 4), codes);
+          const u32x16 w = (u32x16)_mm512_cvtne2ps_pbh(_mm512_fmadd_ps(high, scale_high, minimum_high),
+                                                      _mm512_fmadd_ps(low, scale_low, minimum_low));
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; r++)
+            acc[r][v] = dot_pairs(acc[r][v], broadcast_pair(x + r * stride + k + 8 * i + 2 * j), w);
+        }
+      }
+    }
+  }
+  for (int v = 0; v < kPanelVectors; v++) {
+    const long column = long(panel) * kPanel + v * kLanes;
+    for (int r = 0; r < Rows; r++)
+      store(out + r * kPanel + v * kLanes, linear.bias ? acc[r][v] + load(linear.bias + column) : acc[r][v]);
+  }
+}
+
+#else
+
+template <int Rows>
+void multiply_int4(const Linear&, int, const bf16*, long, float*) {}
+
+#endif
+
+template <int Rows>
+void multiply(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
+  if (linear.packing == kInt4)
+    multiply_int4<Rows>(linear, panel, x, stride, out);
+  else
+    multiply_bf16<Rows>(linear, panel, x, stride, out);
+}
+
+}  // namespace
+
+bool int4_supported() {
+#if defined(__AVX512BF16__)
+  return true;
+#else
+  return false;
+#endif
+}
+
+void pack_bf16(const bf16* weight, int n, int k, void* panels) {
+  const int num_panels = (n + kPanel - 1) / kPanel;
+  parallel(threads(), [&](Team& team) {
+    team.share(num_panels, [&](int panel) {
+      bf16* to = static_cast<bf16*>(panels) + long(panel) * kPanel * k;
+      for (int p = 0; p < k / 2; p++)
+        for (int column = 0; column < kPanel; column++, to += 2) {
+          const long row = long(panel) * kPanel + column;
+          to[0] = row < n ? weight[row * k + 2 * p] : 0;
+          to[1] = row < n ? weight[row * k + 2 * p + 1] : 0;
+        }
+    });
+  });
+}
+
+void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minimums, int n, int k, void* panels) {
+  const int num_panels = (n + kPanel - 1) / kPanel;
+  const int blocks = k / kInt4Block;
+  parallel(threads(), [&](Team& team) {
+    team.share(num_panels, [&](int panel) {
+      char* to = static_cast<char*>(panels) + long(panel) * blocks * kPanelVectors * kInt4BlockBytes;
+      for (int b = 0; b < blocks; b++)
+        for (int v = 0; v < kPanelVectors; v++, to += kInt4BlockBytes) {
+          std::memset(to, 0, kInt4BlockBytes);
+          const long first = long(panel) * kPanel + v * kLanes;
+          uint16_t* half = reinterpret_cast<uint16_t*>(to);
+          uint32_t* packed = reinterpret_cast<uint32_t*>(to + 64);
+          for (int lane = 0; lane < kLanes && first + lane < n; lane++) {
+            half[lane] = scales[(first + lane) * blocks + b];
+            half[kLanes + lane] = minimums[(first + lane) * blocks + b];
+            for (int input = 0; input < kInt4Block; input++) {
+              const uint32_t code = codes[(first + lane) * k + b * kInt4Block + input] & 15u;
+              const int nibble = 2 * (input % 8 / 2) + lane / 8;
+              packed[input / 8 * kLanes + 2 * (lane % 8) + input % 2] |= code << (4 * nibble);
+            }
+          }
+        }
+    });
+  });
+}
+
+void multiply_panel(const Linear& linear, int panel, const bf16* x, long stride, int rows, float* out) {
+  switch (rows) {
+    case 1: return multiply<1>(linear, panel, x, stride, out);
+    case 2: return multiply<2>(linear, panel, x, stride, out);
+    case 3: return multiply<3>(linear, panel, x, stride, out);
+    case 4: return multiply<4>(linear, panel, x, stride, out);
+    case 5: return multiply<5>(linear, panel, x, stride, out);
+    case 6: return multiply<6>(linear, panel, x, stride, out);
+    case 7: return multiply<7>(linear, panel, x, stride, out);
+    default: return multiply<8>(linear, panel, x, stride, out);
+  }
+}
+
+void linear(const Linear& linear, const bf16* x, long stride, int rows, void* y, bool y_is_float) {
+  parallel(threads(), [&](Team& team) {
+    team.share(linear.num_panels(), [&](int panel) {
+      alignas(64) float tile[kTileRows * kPanel];
+      const long first = long(panel) * kPanel;
+      const int columns = int(std::min<long>(kPanel, linear.n - first));
+      for (int row = 0; row < rows; row += kTileRows) {
+        const int count = std::min(kTileRows, rows - row);
+        multiply_panel(linear, panel, x + row * stride, stride, count, tile);
+        for (int r = 0; r < count; r++) {
+          const float* from = tile + r * kPanel;
+          const long to = (row + r) * long(linear.n) + first;
+          if (y_is_float) {
+            std::memcpy(static_cast<float*>(y) + to, from, columns * sizeof(float));
+          } else {
+            bf16* out = static_cast<bf16*>(y) + to;
+            int c = 0;
+            for (; c + kLanes <= columns; c += kLanes) store(out + c, load(from + c));
+            for (; c < columns; c++) out[c] = narrow(from[c]);
+          }
+        }
+      }
+    });
+  });
+}
+
+}  // namespace gs

@@ -1,0 +1,62 @@
+// Linear layers `[T, K] x [N, K]^T` over weights packed in panels of 48 outputs.
+//
+// One accumulator per output runs over K from the first to the last pair, whatever the number of rows: a row's result
+// is the same bits at every batch size. The 4-bit form expands to the very bf16 weights the bf16 form stores, so the
+// two forms give the same bits too.
+#pragma once
+
+#include "simd.h"
+
+namespace gs {
+
+constexpr int kPanelVectors = 3;
+constexpr int kPanel = kPanelVectors * kLanes;  // outputs of one panel
+constexpr int kTileRows = 8;                    // rows computed at once: 8 x 3 accumulators in 32 registers
+constexpr int kInt4Block = 32;                  // inputs that share a scale and a minimum
+constexpr int kInt4BlockBytes = kLanes * 2 * 2 + kLanes * kInt4Block / 2;
+
+enum Packing : int32_t { kBf16 = 0, kInt4 = 1 };
+
+// Mirrors kernels/cpu/abi.py.
+struct Linear {
+  const void* panels;
+  const float* bias;  // null, or padded to whole panels
+  int32_t n, k;
+  int32_t packing;
+
+  int num_panels() const { return (n + kPanel - 1) / kPanel; }
+  long panel_bytes() const {
+    return packing == kBf16 ? long(k) * kPanel * 2 : long(k / kInt4Block) * kPanelVectors * kInt4BlockBytes;
+  }
+  const char* panel(int index) const { return static_cast<const char*>(panels) + index * panel_bytes(); }
+};
+
+// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2].
+template <int Rows, int Vectors>
+inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pairs, f32x16 (&acc)[Rows][Vectors]) {
+  for (int p = 0; p < pairs; p++) {
+    u32x16 w[Vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; v++) w[v] = load_as<u32x16>(panel + (long(p) * Vectors + v) * 2 * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; r++) {
+      const u32x16 pair = broadcast_pair(x + r * stride + 2 * p);
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; v++) acc[r][v] = dot_pairs(acc[r][v], pair, w[v]);
+    }
+  }
+}
+
+bool int4_supported();
+
+void pack_bf16(const bf16* weight, int n, int k, void* panels);
+// codes [N, K] 0..15; scales and minimums [N, K / 32] as IEEE half bits.
+void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minimums, int n, int k, void* panels);
+
+// One panel for up to kTileRows rows; the result, bias added, goes to out[row * kPanel].
+void multiply_panel(const Linear& linear, int panel, const bf16* x, long stride, int rows, float* out);
+
+// y[T, N] = x W^T + b on the pool. `y_is_float`: y is fp32, else bf16.
+void linear(const Linear& linear, const bf16* x, long stride, int rows, void* y, bool y_is_float);
+
+}  // namespace gs
