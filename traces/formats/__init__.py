@@ -1,0 +1,1 @@
+"""Trace formats: one module for each source, one registry, one streaming reader (`traces.reader`)."""
