@@ -18,7 +18,8 @@ class IncrementalDetokenizer:
     """One generation's text. The concatenated deltas are the text, up to the first stop string.
 
     Text that may be the beginning of a stop string is held back until it is known to be none. Of several stop
-    strings the one that is complete first ends the text, whatever tokens it is spread over.
+    strings the one that is complete first ends the text, whatever tokens it is spread over. They are not looked
+    for in the text of the first `min_tokens` tokens.
 
     Attributes:
         stop_reason: the stop string that ended the text, None while there is none.
@@ -32,6 +33,7 @@ class IncrementalDetokenizer:
         *,
         include_stop_str_in_output: bool = False,
         skip_special_tokens: bool = True,
+        min_tokens: int = 0,
     ) -> None:
         if any(not text for text in stop):
             raise ValueError("a stop string must not be empty")
@@ -40,6 +42,7 @@ class IncrementalDetokenizer:
         self._vocabulary = tokenizer.vocabulary_bytes()
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
         self._stops = tuple(stop)
+        self._min_tokens = min_tokens
         self._include_stop = include_stop_str_in_output
         self._longest_prefix = max(map(len, self._stops), default=1) - 1
         self._decoder = _Utf8Decoder(errors="replace")
@@ -65,7 +68,7 @@ class IncrementalDetokenizer:
         return rest
 
     def _release(self, text: str) -> str:
-        if not self._stops or not text:
+        if not self._stops or not text or self.num_tokens <= self._min_tokens:
             return text
         text = self._held + text
         found = self._first_stop(text)

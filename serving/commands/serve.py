@@ -1,0 +1,155 @@
+"""`gridserve serve`: the inference server, alone. `gridserve up`: the same, with a snippet to try it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.commands import CommandError
+
+if TYPE_CHECKING:
+    from engine.client_protocol import EngineInfo
+    from serving.commands import Subparsers
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+EXAMPLES = """examples:
+  gridserve serve --model smollm2-135m-instruct --host 127.0.0.1 --port 8000
+  gridserve serve --model ./Qwen3-0.6B --max-model-len 4096
+  gridserve serve --host 0.0.0.0 --api-key-file keys.txt
+"""
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?", re.IGNORECASE)
+
+
+def register(subparsers: Subparsers) -> None:
+    for name, help_text, run in (
+        ("serve", "start the inference server", run_serve),
+        ("up", "start everything and show how to call it", run_up),
+    ):
+        parser = subparsers.add_parser(
+            name,
+            help=help_text,
+            description=__doc__,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_server_options(parser)
+        parser.set_defaults(run=run)
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="built-in name, Hugging Face folder, GGUF file or hub id (%(default)s)"
+    )
+    parser.add_argument("--served-model-name", metavar="NAME", help="name clients use (default: what --model says)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (%(default)s)")
+    parser.add_argument("--api-key-file", type=Path, metavar="F", help="keys that may call; needed beyond loopback")
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="Host header to serve")
+    parser.add_argument("--max-queued-requests", type=int, default=256, metavar="N", help="then 429 (%(default)s)")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
+    engine.add_argument("--weight-format", default="bf16", choices=("fp32", "bf16", "int4"), help="(%(default)s)")
+    engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and output together")
+    engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
+    engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
+    engine.add_argument("--kv-cache-memory", type=memory_bytes, metavar="SIZE", help="such as 512M or 4G")
+    engine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
+
+
+def memory_bytes(text: str) -> int:
+    """`512M`, `4GiB` or plain bytes; units are powers of 1024."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 512M or 4G")
+    return int(float(found["number"]) * 1024 ** " KMGT".index(found["unit"].upper() or " "))
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    return serve(arguments, announce_url)
+
+
+def run_up(arguments: argparse.Namespace) -> int:
+    return serve(arguments, announce_snippet)
+
+
+def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bool], None]) -> int:
+    from kernels.threads import configure_environment
+
+    configure_environment()
+    import uvloop
+
+    from engine.builtin_model import ModelUnavailableError
+    from engine.client import EngineStartError
+    from engine.config import EngineConfig
+    from engine.messages import Loading
+    from engine.model_store import resolve_model
+    from kernels.linear import WeightFormat
+    from serving.auth import ApiKeys
+    from serving.server import run_server
+    from serving.settings import ApiSettings
+    from serving.terminal import Progress
+
+    with Progress() as progress:
+
+        def on_loading(message: Loading) -> None:
+            progress.show(message.stage, message.done, message.total)
+
+        def on_ready(info: EngineInfo, url: str) -> None:
+            progress.close()
+            announce(info, url, arguments.api_key_file is not None)
+
+        try:
+            path = resolve_model(arguments.model, progress.show)
+            config = EngineConfig(
+                model=str(path),
+                model_id=arguments.served_model_name or arguments.model,
+                device=arguments.compute,
+                weight_format=WeightFormat(arguments.weight_format),
+                max_model_len=arguments.max_model_len,
+                max_num_seqs=arguments.max_num_seqs,
+                max_num_batched_tokens=arguments.max_num_batched_tokens,
+                kv_cache_bytes=arguments.kv_cache_memory,
+                num_threads=arguments.threads,
+            )
+            settings = ApiSettings(
+                host=arguments.host,
+                api_keys=ApiKeys(arguments.api_key_file) if arguments.api_key_file else None,
+                allowed_hosts=tuple(arguments.allowed_host),
+                max_queued_requests=arguments.max_queued_requests,
+            )
+            uvloop.run(run_server(config, settings, arguments.port, on_loading, on_ready))
+        except (EngineStartError, ModelUnavailableError, ValueError, OSError) as error:
+            raise CommandError(str(error)) from error
+    return 0
+
+
+def announce_url(info: EngineInfo, url: str, with_keys: bool) -> None:
+    print(f"gridserve serves {info.model_id} ({info.weight_format}, {info.device}) at {url}/v1", flush=True)
+
+
+def announce_snippet(info: EngineInfo, url: str, with_keys: bool) -> None:
+    announce_url(info, url, with_keys)
+    header = ' -H "Authorization: Bearer $GRIDSERVE_API_KEY"' if with_keys else ""
+    key = 'os.environ["GRIDSERVE_API_KEY"]' if with_keys else '"none"'
+    print(
+        f"""
+Try it:
+
+  curl -N {url}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{{
+    "model": "{info.model_id}", "stream": true, "temperature": 0,
+    "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+
+or in Python (pip install openai):
+
+  {"import os; " if with_keys else ""}import openai
+  client = openai.OpenAI(base_url="{url}/v1", api_key={key})
+  messages = [{{"role": "user", "content": "Why is the sky blue?"}}]
+  for chunk in client.chat.completions.create(model="{info.model_id}", messages=messages, temperature=0, stream=True):
+      print(chunk.choices[0].delta.content or "", end="", flush=True)
+
+Stop with Ctrl-C.""",
+        flush=True,
+    )
