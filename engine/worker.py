@@ -212,7 +212,9 @@ def _end_with_parent() -> None:
     """Leave at once when standard input closes: the front end is gone, whatever ended it."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not `sys.stdin`: its lock, held by this thread, would abort the interpreter's own exit.
+        while os.read(0, 4096):
+            pass
         os._exit(0)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
