@@ -127,17 +127,20 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     Raises `ValueError` naming what is missing or not supported.
     """
     architecture = _hf_architecture(fields)
-    if fields.get("quantization_config"):
-        method = fields["quantization_config"].get("quant_method", "unknown")
+    quantization = fields.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise ValueError(f"quantised checkpoints ({method}) are not supported; use the bf16 checkpoint or a GGUF file")
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ValueError(f"activation {fields['hidden_act']!r} is not supported; supported: silu")
     hidden_size, num_heads = _integer(fields, "hidden_size"), _integer(fields, "num_attention_heads")
     num_layers = _integer(fields, "num_hidden_layers")
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    if float(rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) or 1.0) != 1.0:
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"rope scaling must be an object in config.json, got {rope!r}")
+    rope = {**{name: fields.get(name) for name in ("rope_theta", "partial_rotary_factor")}, **rope}
+    if _number(rope, "partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("partial rotary embeddings are not supported")
-    rope_theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     return ModelConfig(
         architecture=architecture,
         vocab_size=_integer(fields, "vocab_size"),
@@ -147,8 +150,8 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=_integer(fields, "num_key_value_heads", num_heads),
         head_dim=_integer(fields, "head_dim", hidden_size // max(num_heads, 1)),
-        rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope_theta),
+        rms_norm_eps=_number(fields, "rms_norm_eps", 1e-6),
+        rope_theta=_number(rope, "rope_theta", 10000.0),
         max_position_embeddings=_integer(fields, "max_position_embeddings", 2048),
         layer_windows=_hf_layer_windows(fields, architecture, num_layers),
         rope_scaling=_hf_rope_scaling(rope),
@@ -193,8 +196,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensor_shapes: Mapping[str, tu
         num_heads=num_heads,
         num_kv_heads=_integer(fields, "attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        rms_norm_eps=float(fields.get("attention.layer_norm_rms_epsilon", 1e-5)),
-        rope_theta=float(fields.get("rope.freq_base", 10000.0)),
+        rms_norm_eps=_number(fields, "attention.layer_norm_rms_epsilon", 1e-5),
+        rope_theta=_number(fields, "rope.freq_base", 10000.0),
         max_position_embeddings=_integer(fields, "context_length", 2048),
         layer_windows=(window,) * num_layers,
         rope_scaling=_gguf_rope_scaling(fields),
@@ -217,8 +220,21 @@ def _integer(fields: Mapping[str, Any], name: str, default: int | None = None) -
     return value
 
 
+def _number(fields: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = fields.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise ValueError(f"the model's configuration has no {name}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} in the model's configuration must be a number, got {value!r}")
+    return float(value)
+
+
 def _hf_architecture(fields: Mapping[str, Any]) -> str:
     names = fields.get("architectures") or []
+    if not isinstance(names, list):
+        raise ValueError(f"architectures in config.json must be a list, got {names!r}")
     for name in names:
         if name in HF_ARCHITECTURES:
             return HF_ARCHITECTURES[name]
@@ -235,6 +251,8 @@ def _hf_layer_windows(fields: Mapping[str, Any], architecture: str, num_layers: 
     window = _integer(fields, "sliding_window")
     layer_types = fields.get("layer_types")
     if layer_types:
+        if len(layer_types) != num_layers:
+            raise ValueError(f"{len(layer_types)} layer_types for {num_layers} layers")
         return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     first = 0 if architecture == "mistral" else _integer(fields, "max_window_layers", 0)
     return tuple(window if layer >= first else None for layer in range(num_layers))
@@ -244,23 +262,16 @@ def _hf_rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind not in RopeScalingKind:
+    if kind not in tuple(RopeScalingKind):
         supported = ", ".join(("default", *RopeScalingKind))
         raise ValueError(f"rope scaling {kind!r} is not supported; supported: {supported}")
     if RopeScalingKind(kind) is RopeScalingKind.LINEAR:
-        return RopeScaling(RopeScalingKind.LINEAR, float(rope["factor"]))
-    missing = [
-        name
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        if name not in rope
-    ]
-    if missing:
-        raise ValueError(f"llama3 rope scaling lacks {', '.join(missing)}")
+        return RopeScaling(RopeScalingKind.LINEAR, _number(rope, "factor"))
     return RopeScaling(
         RopeScalingKind.LLAMA3,
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
+        _number(rope, "factor"),
+        _number(rope, "low_freq_factor"),
+        _number(rope, "high_freq_factor"),
         _integer(rope, "original_max_position_embeddings"),
     )
 
@@ -272,4 +283,4 @@ def _gguf_rope_scaling(fields: Mapping[str, Any]) -> RopeScaling | None:
         return None
     if kind != RopeScalingKind.LINEAR:
         raise ValueError(f"rope scaling {kind!r} is not supported in GGUF files; supported: none, linear")
-    return RopeScaling(RopeScalingKind.LINEAR, float(fields.get("rope.scaling.factor", 1.0)))
+    return RopeScaling(RopeScalingKind.LINEAR, _number(fields, "rope.scaling.factor", 1.0))

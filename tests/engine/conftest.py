@@ -1,159 +1,171 @@
-"""A model without weights whose paged cache remembers what was written, and helpers to drive the scheduler."""
+"""Helpers to run a decoder over a paged cache and to write models in the formats we read."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
+import torch
 
-from engine.batch import Batch, RequestUpdate, SampledTokens, StepResult, TokenLogprobs
-from engine.block_pool import BlockPool
-from engine.request import Request, SamplingParams
-from engine.scheduler import Scheduler, SchedulerConfig
+from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.decoder import Decoder
+from engine.model_config import ModelConfig
+from engine.tokenizer import Tokenizer
+from engine.weights import gguf_name
+from kernels.metadata import AttentionMetadata
+from tests.engine.fake_model import expected_output, make_request, make_rig
 
-VOCABULARY = 7
+__all__ = ["expected_output", "make_request", "make_rig"]
 
 
-class PagedFakeModel:
-    """Draws tokens as a function of (request id, position, whole prefix) and checks every cached position it reads.
+class PagedRun:
+    """Requests on one decoder: caches full of noise, block tables shuffled, so only what is written may be read."""
 
-    What a real model keeps as keys and values is here the digest of the prefix up to that position: a block that was
-    shared, evicted, published or reused wrongly shows as a digest that does not fit the request's tokens.
-    """
-
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, decoder: Decoder, block_size: int = 4, num_blocks: int = 96) -> None:
+        config = decoder.config
+        self.decoder = decoder
         self.block_size = block_size
-        self.slots: dict[int, int] = {}
-        self.states: dict[str, int] = {}
-        self.clock_s = 0.0
+        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        generator = torch.Generator().manual_seed(7)
+        self.caches = [
+            tuple(torch.randn(shape, generator=generator).to(decoder.dtype) * 10 for _ in range(2))
+            for _ in range(config.num_layers)
+        ]
+        self.free = list(range(num_blocks))
+        random.Random(3).shuffle(self.free)
+        self.tables: dict[int, list[int]] = {}
+        self.lengths: dict[int, int] = {}
 
-    def run(self, batch: Batch) -> StepResult:
-        for request_id in batch.retired:
-            assert request_id in self.states, "retired a request that never ran"
-            del self.states[request_id]
-        started_s = self.clock_s
-        self.clock_s += 1.0
-        sampled = tuple(
-            self._run_one(scheduled.request, scheduled.start, scheduled.end, scheduled.samples)
-            for scheduled in batch.requests
+    def step(self, chunks: Mapping[int, list[int]]) -> dict[int, torch.Tensor]:
+        """Run some tokens of some requests; returns the logits of every token, `[tokens, V]`, by request."""
+        order = sorted(chunks, key=lambda request: (len(chunks[request]) > 1, request))
+        starts, positions, slots = [0], [], []
+        for request in order:
+            table, first = self.tables.setdefault(request, []), self.lengths.get(request, 0)
+            last = first + len(chunks[request])
+            while len(table) * self.block_size < last:
+                table.append(self.free.pop())
+            positions += range(first, last)
+            slots += [table[p // self.block_size] * self.block_size + p % self.block_size for p in range(first, last)]
+            self.lengths[request] = last
+            starts.append(starts[-1] + len(chunks[request]))
+        width = max(len(self.tables[request]) for request in order)
+        rows = [self.tables[request] + [0] * (width - len(self.tables[request])) for request in order]
+        metadata = AttentionMetadata(
+            query_start=torch.tensor(starts, dtype=torch.int32),
+            context_lens=torch.tensor([self.lengths[request] for request in order], dtype=torch.int32),
+            block_tables=torch.tensor(rows, dtype=torch.int32),
+            slot_mapping=torch.tensor(slots),
+            positions=torch.tensor(positions),
+            max_query_len=max(map(len, chunks.values())),
+            max_context_len=max(self.lengths[request] for request in order),
+            num_decodes=sum(len(chunk) == 1 for chunk in chunks.values()),
         )
-        return StepResult(sampled, started_s, self.clock_s)
+        tokens = torch.tensor([token for request in order for token in chunks[request]])
+        logits = self.decoder.logits(self.decoder.forward(tokens, metadata, self.caches))
+        return {request: logits[starts[row] : starts[row + 1]] for row, request in enumerate(order)}
 
-    def _run_one(self, request: Request, start: int, end: int, samples: bool) -> SampledTokens:
-        # A request goes on where it stopped, or arrives as if new.
-        previous = self.states.get(request.request_id)
-        assert previous is None or previous == start
-        self.states[request.request_id] = end
-        digests = prefix_digests(request)
-        for position in range(start, end):
-            self.slots[self._slot(request, position)] = digests[position]
-        for position in range(end):
-            assert self.slots[self._slot(request, position)] == digests[position], "read another prefix's cache"
-        if not samples:
-            return SampledTokens()
-        assert end == request.num_tokens
-        return SampledTokens((drawn_token(request.request_id, end, digests[end - 1]),), (TokenLogprobs(-float(end)),))
+    def prompt_logits(self, prompts: Mapping[int, list[int]], chunk: int) -> dict[int, torch.Tensor]:
+        """Prefill all prompts together, at most `chunk` tokens of each in a step."""
+        parts: dict[int, list[torch.Tensor]] = {request: [] for request in prompts}
+        while pending := {
+            request: prompt[self.lengths.get(request, 0) :][: chunk + request]
+            for request, prompt in prompts.items()
+            if self.lengths.get(request, 0) < len(prompt)
+        }:
+            for request, logits in self.step(pending).items():
+                parts[request].append(logits)
+        return {request: torch.cat(logits) for request, logits in parts.items()}
 
-    def _slot(self, request: Request, position: int) -> int:
-        return request.block_table[position // self.block_size] * self.block_size + position % self.block_size
-
-
-def prefix_digests(request: Request) -> list[int]:
-    seed = hash(request.cache_salt)
-    return list(itertools.accumulate(request.token_ids, lambda digest, token: hash((digest, token)), initial=seed))[1:]
-
-
-def drawn_token(request_id: str, position: int, digest: int) -> int:
-    return hash((request_id, position, digest)) % VOCABULARY
+    def greedy(self, last_logits: Mapping[int, torch.Tensor], steps: int) -> dict[int, list[int]]:
+        """Continue every request by its likeliest token."""
+        drawn = {request: [int(logits.argmax())] for request, logits in last_logits.items()}
+        for _ in range(steps - 1):
+            for request, logits in self.step({request: [ids[-1]] for request, ids in drawn.items()}).items():
+                drawn[request].append(int(logits[-1].argmax()))
+        return drawn
 
 
-def unpressured_tokens(request: Request, max_model_len: int) -> list[int]:
-    """The output of the same request alone on an endless cache, by the fake model's definition."""
-    sampling = request.sampling
-    digest = hash(request.cache_salt)
-    for token in request.prompt_token_ids:
-        digest = hash((digest, token))
-    output: list[int] = []
-    length = len(request.prompt_token_ids)
-    while True:
-        token = drawn_token(request.request_id, length, digest)
-        output.append(token)
-        digest = hash((digest, token))
-        length += 1
-        stops = token in sampling.stop_token_ids or (token in request.eos_token_ids and not sampling.ignore_eos)
-        if len(output) >= sampling.min_tokens and stops:
-            return output
-        if len(output) >= sampling.max_tokens or length >= max_model_len:
-            return output
+@pytest.fixture(scope="session")
+def paged_run() -> type[PagedRun]:
+    return PagedRun
 
 
-@pytest.fixture
-def make_request() -> Callable[..., Request]:
-    """`make_request(prompt, request_id=..., arrival_s=..., priority=..., cache_salt=..., eos=..., **sampling)`."""
-    counter = itertools.count()
-
-    def make(
-        prompt: list[int] | int = 8,
-        *,
-        request_id: str | None = None,
-        arrival_s: float | None = None,
-        priority: int = 0,
-        cache_salt: str = "",
-        eos: tuple[int, ...] = (),
-        **sampling: object,
-    ) -> Request:
-        number = next(counter)
-        tokens = [100 * (number + 1) + index for index in range(prompt)] if isinstance(prompt, int) else prompt
-        return Request(
-            request_id=request_id if request_id is not None else f"r{number}",
-            prompt_token_ids=tuple(tokens),
-            sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
-            arrival_s=float(number) if arrival_s is None else arrival_s,
-            priority=priority,
-            cache_salt=cache_salt,
-            eos_token_ids=frozenset(eos),
-        )
-
-    return make
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    """The transformers library, quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers as library
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+    return library
 
 
-class Rig:
-    """A scheduler with the fake model as its executor."""
-
-    def __init__(self, num_blocks: int, block_size: int, **config: object) -> None:
-        config.setdefault("watermark", 0.0)
-        self.pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(SchedulerConfig(**config), self.pool)  # type: ignore[arg-type]
-        self.model = PagedFakeModel(block_size)
-
-    def step(self) -> tuple[Batch, list[RequestUpdate]]:
-        batch = self.scheduler.schedule()
-        updates = self.scheduler.update(batch, self.model.run(batch))
-        self.check()
-        return batch, updates
-
-    def drain(self, limit: int = 10_000) -> Iterator[Batch]:
-        for _ in range(limit):
-            if not self.scheduler.has_work:
-                return
-            yield self.step()[0]
-        raise AssertionError(f"work is left after {limit} steps")
-
-    def run_all(self) -> list[Batch]:
-        return list(self.drain())
-
-    def check(self) -> None:
-        self.scheduler.check_integrity()
-        self.pool.check_cache_integrity()
+@pytest.fixture(scope="session")
+def embedded(embedded_model: Path) -> Checkpoint:
+    return open_checkpoint(embedded_model)
 
 
-@pytest.fixture
-def make_rig() -> type[Rig]:
-    return Rig
+@pytest.fixture(scope="session")
+def embedded_tokenizer(embedded: Checkpoint) -> Tokenizer:
+    return embedded.load_tokenizer()
 
 
-@pytest.fixture
-def expected_output() -> Callable[[Request, int], list[int]]:
-    """`expected_output(request, max_model_len)`: see `unpressured_tokens`."""
-    return unpressured_tokens
+def permute_rows(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Halves to neighbouring pairs, as converters to GGUF reorder the llama architecture's query and key rows."""
+    return weight.view(-1, 2, head_dim // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., Path]:
+    """Writes a model as a GGUF file, matrices in the given type: `write_gguf(path, config, tensors, kind, **extra)`."""
+
+    def write(
+        path: Path,
+        config: ModelConfig,
+        tensors: Mapping[str, torch.Tensor],
+        kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+        extra_tensors: Mapping[str, torch.Tensor] | None = None,
+        skip: tuple[str, ...] = (),
+    ) -> Path:
+        name = config.architecture
+        writer = gguf.GGUFWriter(path, name)
+        writer.add_block_count(config.num_layers)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_heads)
+        writer.add_head_count_kv(config.num_kv_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        if config.layer_windows[0] is not None:
+            writer.add_sliding_window(config.layer_windows[0])
+        if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(config.rope_scaling.factor)
+        for hf_name, tensor in {**tensors, **(extra_tensors or {})}.items():
+            if hf_name in skip:
+                continue
+            if name == "llama" and (".q_proj." in hf_name or ".k_proj." in hf_name):
+                tensor = permute_rows(tensor, config.head_dim)
+            data: np.ndarray = tensor.float().numpy()
+            if tensor.dim() == 2 and kind != gguf.GGMLQuantizationType.F32:
+                writer.add_tensor(gguf_name(hf_name), gguf.quants.quantize(data, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(gguf_name(hf_name), data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

@@ -53,7 +53,9 @@ def make_engine(decoder) -> Callable[..., Engine]:
             for cache in pair:
                 cache.fill_(torch.nan)
         runner = ModelRunner(decoder, caches, Sampler(VOCAB), torch.device("cpu"))
-        return Engine(Scheduler(SchedulerConfig(max_model_len=512, **config), BlockPool(num_blocks, BLOCK_SIZE)), runner)
+        return Engine(
+            Scheduler(SchedulerConfig(max_model_len=512, **config), BlockPool(num_blocks, BLOCK_SIZE)), runner
+        )
 
     return make
 
@@ -134,7 +136,9 @@ def test_aborted_requests_leave_the_others_exact_and_their_ids_free(make_engine)
 
     def batch() -> list[Request]:
         return [
-            Request(f"r{n}", (n % VOCAB, 7, 9), SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True), float(n))
+            Request(
+                f"r{n}", (n % VOCAB, 7, 9), SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True), float(n)
+            )
             for n in range(100)
         ]
 
