@@ -247,7 +247,7 @@ class BlockPool:
         return block_id if content.matches(cached) else None
 
     def _adopt(self, chain: _Chain, index: int, block_id: int) -> None:
-        """Let the chain share the cached content object, so that equal chains compare by identity."""
+        """Let the chain share the cached content object: equal prefixes are held in memory once, not per request."""
         cached = self._contents[block_id]
         assert cached is not None
         chain.contents[index] = cached

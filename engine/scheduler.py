@@ -134,8 +134,8 @@ class Scheduler:
         if self._num_preemptions == preemptions_before:
             budget = self._admit_waiting(budget, singles, longer)
         else:
+            # A longer stretch of a request ahead in line may have preempted one that was given its token above.
             singles = [scheduled for scheduled in singles if scheduled.request.block_table]
-            longer = [scheduled for scheduled in longer if scheduled.request.block_table]
         assert budget >= 0
         assert len(self._running) <= self.config.max_num_seqs
         singles.extend(longer)

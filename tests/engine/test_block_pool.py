@@ -130,7 +130,10 @@ def test_salts_separate_tenants(make_request: MakeRequest) -> None:
     run_through(pool, make_request(prompt, cache_salt="a"))
     assert pool.find_prefix(make_request(prompt, cache_salt="b")).num_tokens == 0
     assert pool.find_prefix(make_request(prompt)).num_tokens == 0
+    run_through(pool, make_request(prompt, cache_salt="b"))
+    # Both are kept side by side.
     assert pool.find_prefix(make_request(prompt, cache_salt="a")).num_tokens == 8
+    assert pool.find_prefix(make_request(prompt, cache_salt="b")).num_tokens == 8
 
 
 def test_a_freed_block_stays_findable_until_it_is_reused(make_request: MakeRequest) -> None:
@@ -231,6 +234,19 @@ def test_a_chain_whose_head_was_evicted_and_computed_again_is_found_whole(make_r
     assert pool.find_prefix(make_request([1, 2, 3, 4, 5])).num_tokens == 4
 
 
+def test_equal_prefixes_are_held_in_memory_once(make_request: MakeRequest) -> None:
+    pool = BlockPool(12, 4)
+    prompt = list(range(9))
+    first, hitting, twin = make_request(prompt), make_request(prompt), make_request(prompt)
+    pool.admit(twin, pool.find_prefix(twin))
+    run_through(pool, first)
+    run_through(pool, hitting)
+    pool.publish(twin, 9)
+    for request in (hitting, twin):
+        for mine, shared in zip(pool._chains[request].contents, pool._chains[first].contents, strict=True):
+            assert mine is shared
+
+
 def test_a_hash_collision_is_a_miss_never_a_wrong_hit(make_request: MakeRequest) -> None:
     pool = BlockPool(12, 2, hasher=lambda parent, tokens, salt: 7)
     first = make_request([1, 2, 3, 4, 5])
@@ -253,6 +269,14 @@ def test_a_colliding_parent_does_not_pass_for_the_right_one(make_request: MakeRe
     other = make_request([3, 4, 5, 6, 9])
     run_through(pool, other)
     assert pool.find_prefix(make_request([1, 2, 5, 6, 9])).num_tokens == 4
+
+
+def test_a_collision_does_not_lend_its_parent_to_what_follows(make_request: MakeRequest) -> None:
+    pool = BlockPool(12, 2, hasher=lambda parent, tokens, salt: 1 if parent == 0 else hash((parent, tokens)))
+    run_through(pool, make_request([1, 2, 9]))
+    # [3, 4] cannot be published, [5, 6] after it can; it must not be found after [1, 2].
+    run_through(pool, make_request([3, 4, 5, 6, 9]))
+    assert pool.find_prefix(make_request([1, 2, 5, 6, 9])).num_tokens == 2
 
 
 def test_statistics_count_tokens_of_first_admissions(make_request: MakeRequest) -> None:
@@ -281,9 +305,13 @@ def test_reset_forgets_and_running_requests_publish_no_more(make_request: MakeRe
     pool.reset_prefix_cache()
     check(pool, running)
     assert pool.find_prefix(waiting).num_tokens == 0
+    # The head of the running request is computed anew by another one; its own tail is still of the old time.
+    successor = make_request([*running.prompt_token_ids, 5])
+    run_through(pool, successor)
     running.token_ids += [1, 2, 3]
     pool.publish(running, 12)
-    assert pool.find_prefix(make_request([*running.token_ids, 4])).num_tokens == 0
+    assert pool.find_prefix(make_request([*running.token_ids, 4])).num_tokens == 8
+    pool.free(successor)
     run_through(pool, waiting)
     assert pool.find_prefix(make_request(prompt)).num_tokens == 8
     check(pool, running, waiting)

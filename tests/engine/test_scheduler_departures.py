@@ -164,6 +164,21 @@ def test_a_second_step_may_be_scheduled_before_the_first_lands(
         assert request.token_ids[request.num_prompt_tokens :] == expected_output(request, 8192)
 
 
+def test_a_step_in_flight_is_not_in_the_cache_yet(make_rig, make_request: MakeRequest) -> None:
+    rig = make_rig(32, 4, max_num_batched_tokens=8)
+    prompt = list(range(20))
+    rig.scheduler.add(make_request(prompt, max_tokens=3))
+    first = rig.scheduler.schedule()
+    second = rig.scheduler.schedule()
+    assert (first.num_tokens, second.num_tokens) == (8, 8)
+    twin = make_request(prompt)
+    assert rig.pool.find_prefix(twin).num_tokens == 0
+    rig.scheduler.update(first, StepResult((SampledTokens(),), 0.0, 1.0))
+    assert rig.pool.find_prefix(twin).num_tokens == 8
+    rig.scheduler.update(second, StepResult((SampledTokens(),), 0.0, 1.0))
+    assert rig.pool.find_prefix(twin).num_tokens == 16
+
+
 def test_a_request_preempted_while_in_flight_draws_its_token_again(
     make_rig, make_request: MakeRequest, expected_output
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from engine.batch import SampledTokens, StepResult
 from engine.request import FinishReason, Request
 
 MakeRequest = Callable[..., Request]
@@ -28,6 +29,15 @@ def test_preemption_takes_the_newest_of_the_lowest_priority(make_rig, make_reque
     assert batch.retired == ("low-new",)
     stats = rig.scheduler.stats()
     assert (stats.preemptions, stats.running, stats.waiting) == (1, 2, 1)
+
+
+def test_preemption_looks_at_priority_not_at_who_was_admitted_last(make_rig, make_request: MakeRequest) -> None:
+    rig = make_rig(4, 4)
+    rig.scheduler.add(make_request(6, request_id="low", priority=1, max_tokens=9))
+    rig.step()
+    rig.scheduler.add(make_request(6, request_id="high", priority=0, max_tokens=9))
+    retired = [request_id for _ in range(4) for request_id in rig.step()[0].retired]
+    assert retired == ["low"]
 
 
 def test_preemption_keeps_the_output_and_recomputes_as_prefill(
@@ -65,6 +75,32 @@ def test_a_preempted_request_finds_its_own_blocks_again(make_rig, make_request: 
     ]
     assert second.num_preemptions == 1
     assert starts[0] == 12
+
+
+def test_a_preempted_request_has_nothing_computed(make_rig, make_request: MakeRequest) -> None:
+    rig = make_rig(4, 4)
+    rig.scheduler.add(make_request(8, request_id="a", max_tokens=5))
+    victim = make_request(8, request_id="b", max_tokens=5)
+    rig.scheduler.add(victim)
+    rig.step()
+    rig.step()
+    assert (victim.num_preemptions, victim.num_computed_tokens, victim.block_table) == (1, 0, [])
+    assert rig.scheduler.stats().waiting_prefill_tokens == victim.num_tokens == 9
+
+
+@pytest.mark.parametrize(("ahead", "behind"), [(6, 1), (10, 2)])
+def test_several_tokens_of_one_preempt_one_behind_it(make_rig, make_request: MakeRequest, ahead, behind) -> None:
+    rig = make_rig(5, 4)
+    rig.scheduler.add(make_request(4, request_id="a", max_tokens=12))
+    rig.scheduler.add(make_request(8, request_id="b", max_tokens=12))
+    batch = rig.scheduler.schedule()
+    result = StepResult((SampledTokens((1,) * ahead), SampledTokens((1,) * behind)), 0.0, 1.0)
+    rig.scheduler.update(batch, result)
+    # A single token of `b` is served before `a`, two come after it; either way `a` then takes the blocks of `b`.
+    batch = rig.scheduler.schedule()
+    assert [(s.request.request_id, s.num_tokens) for s in batch.requests] == [("a", ahead)]
+    assert batch.retired == ("b",)
+    rig.check()
 
 
 def test_nobody_is_admitted_in_a_step_that_preempted(make_rig, make_request: MakeRequest) -> None:

@@ -150,6 +150,7 @@ def build_machine(make_rig, expected_output: Callable[[Request, int], list[int]]
             assert stats.prefix_hit_tokens <= stats.prefix_query_tokens
             waiting = [request for request in self.live.values() if not request.block_table]
             assert stats.oldest_waiting_arrival_s == min((request.arrival_s for request in waiting), default=None)
+            assert all(request.num_computed_tokens == 0 for request in waiting)
             assert self.scheduler._waiting.num_tokens == sum(request.num_tokens for request in waiting)
             for request in self.live.values():
                 assert 0 <= request.num_computed_tokens <= request.num_tokens
