@@ -79,24 +79,35 @@ def _pull_from_hub(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
+    def snapshot(local_files_only: bool) -> Path:
+        # Files in sub-folders are other formats of the same weights.
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(HUB_FILES),
+            ignore_patterns=["*/*"],
+            local_files_only=local_files_only,
+        )
+        return Path(folder)
+
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        # Files in sub-folders are other formats of the same weights.
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]
-        )
+        return snapshot(local_files_only=False)
     except RepositoryNotFoundError as error:
         raise ModelUnavailableError(
             f"the hub has no model {repository} that you may read; check the name, or log in with `hf auth login`"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = _first_line(error)
+    try:
+        return snapshot(local_files_only=True)
+    except LocalEntryNotFoundError as error:
         raise ModelUnavailableError(
-            f"cannot fetch {repository} from the Hugging Face hub and it is not in the cache "
-            f"({_first_line(error)}). Without a network: give the path of a downloaded folder, set HF_ENDPOINT to a "
-            f"mirror, or use a built-in model: {', '.join(BUILTIN_MODELS)}"
+            f"cannot fetch {repository} from the Hugging Face hub and it is not in the cache ({reason}). Without a "
+            f"network: give the path of a downloaded folder, set HF_ENDPOINT to a mirror, or use a built-in model: "
+            f"{', '.join(BUILTIN_MODELS)}"
         ) from error
-    return Path(folder)
 
 
 def _first_line(error: Exception) -> str:
@@ -105,10 +116,11 @@ def _first_line(error: Exception) -> str:
 
 def _hub_models() -> list[StoredModel]:
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = huggingface_hub.scan_cache_dir()
+        cache = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return []
     models = []
