@@ -72,7 +72,7 @@ class Linear(Protocol):
 
 
 class DenseLinear:
-    """`F.linear` on a dense weight `[N, K]`. Sums in fp32 change their order with the batch size, in bf16 on a CPU not."""
+    """`F.linear` on a dense weight `[N, K]`; the order of fp32 sums changes with the batch size."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape
