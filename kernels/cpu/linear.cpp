@@ -78,8 +78,9 @@ void multiply_int4(const Linear& linear, int panel, const bf16* x, long stride, 
   store_tile<Rows>(linear, panel, acc, out);
 }
 
-const bf16* expand_int4(const Linear& linear, int panel) {
-  static thread_local std::vector<u32x16> scratch;
+const bf16* expand_int4(const Linear& linear, int panel, int slot) {
+  static thread_local std::vector<u32x16> slots[2];
+  std::vector<u32x16>& scratch = slots[slot];
   scratch.resize(std::max<size_t>(scratch.size(), long(linear.k) / 2 * kPanelVectors));
   const char* block = linear.panel(panel);
   for (int k = 0; k < linear.k; k += kInt4Block)
@@ -97,7 +98,7 @@ const bf16* expand_int4(const Linear& linear, int panel) {
 
 template <int Rows>
 void multiply_int4(const Linear&, int, const bf16*, long, float*) {}
-const bf16* expand_int4(const Linear&, int) { return nullptr; }
+const bf16* expand_int4(const Linear&, int, int) { return nullptr; }
 
 #endif
 
@@ -160,8 +161,9 @@ void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* min
   });
 }
 
-const bf16* expanded_panel(const Linear& linear, int panel) {
-  return linear.packing == kInt4 ? expand_int4(linear, panel) : reinterpret_cast<const bf16*>(linear.panel(panel));
+const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot) {
+  if (linear.packing == kBf16) return reinterpret_cast<const bf16*>(linear.panel(panel));
+  return rows > kDirectInt4Rows ? expand_int4(linear, panel, slot) : nullptr;
 }
 
 void multiply_tile(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, int rows,

@@ -57,8 +57,15 @@ void pack_bf16(const bf16* weight, int n, int k, void* panels);
 // codes [N, K] 0..15; scales and minimums [N, K / 32] as IEEE half bits.
 void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minimums, int n, int k, void* panels);
 
-// The bf16 form of a panel: the panel itself, or its 4-bit codes expanded into scratch of this thread.
-const bf16* expanded_panel(const Linear& linear, int panel);
+// The bf16 form of a panel: the panel itself, or its 4-bit codes expanded into scratch of this thread (two slots); null
+// where `multiply_tile` expands as it goes, which is faster for few rows.
+const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot);
+
+// The part of panel `next` to fetch while the tile that begins at `row` is computed: a cache line for each pair.
+inline const char* lines_ahead(const Linear& linear, int next, int row) {
+  const long offset = long(row / kTileRows) * 64 * (linear.k / 2);
+  return next < linear.num_panels() && offset < linear.panel_bytes() ? linear.panel(next) + offset : linear.panel(0);
+}
 
 // Up to kTileRows rows of one panel, bias added, into out[row * kPanel]. `expanded`: from `expanded_panel`, or null to
 // expand 4-bit codes on the way.
@@ -70,14 +77,11 @@ template <class Sink>
 inline void multiply_panel(const Linear& linear, int panel, int next, const bf16* x, long stride, int rows,
                            const Sink& sink) {
   alignas(64) float tile[kTileRows * kPanel];
-  const bf16* expanded =
-      linear.packing == kBf16 || rows > kDirectInt4Rows ? expanded_panel(linear, panel) : nullptr;
-  const char* ahead = next < linear.num_panels() ? linear.panel(next) : nullptr;
+  const bf16* expanded = expanded_panel(linear, panel, rows, 0);
   for (int row = 0; row < rows; row += kTileRows) {
     const int count = rows - row < kTileRows ? rows - row : kTileRows;
     multiply_tile(linear, panel, expanded, x + row * stride, stride, count, tile,
-                  ahead && rows > kTileRows && row * 32l * linear.k / kTileRows < linear.panel_bytes()
-                      ? ahead + row * 32l * linear.k / kTileRows : nullptr);
+                  lines_ahead(linear, next, row));
     sink(row, count, tile);
   }
 }
