@@ -48,8 +48,8 @@ class Int4Blocks:
 
     def dequantize(self) -> torch.Tensor:
         """The weight as fp32 `[N, K]`."""
-        scales = self.scales.repeat_interleave(self.block, dim=1)
-        return self.codes.float() * scales + self.minimums.repeat_interleave(self.block, dim=1)
+        blocks = self.codes.float().view(self.shape[0], -1, self.block)
+        return blocks.mul_(self.scales.unsqueeze(-1)).add_(self.minimums.unsqueeze(-1)).view(self.shape)
 
 
 Weight = torch.Tensor | Int4Blocks
