@@ -38,9 +38,8 @@ def apply_rope(x: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor) 
     Shapes: x `[T, heads, D]`, positions `[T]` int64, cos_sin `[max_position, D]` fp32: cosines then sines of
     the `D / 2` frequencies.
     """
-    half = x.shape[-1] // 2
-    cos, sin = cos_sin[positions].unsqueeze(1).split(half, dim=-1)
-    low, high = x.float().split(half, dim=-1)
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+    low, high = x.float().chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
