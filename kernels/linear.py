@@ -48,8 +48,8 @@ class Int4Blocks:
 
     def dequantize(self) -> torch.Tensor:
         """The weight as fp32 `[N, K]`."""
-        scales = self.scales.repeat_interleave(self.block, dim=1)
-        return self.codes.float() * scales + self.minimums.repeat_interleave(self.block, dim=1)
+        blocks = self.codes.float().view(self.shape[0], -1, self.block)
+        return blocks.mul_(self.scales.unsqueeze(-1)).add_(self.minimums.unsqueeze(-1)).view(self.shape)
 
 
 Weight = torch.Tensor | Int4Blocks
@@ -72,7 +72,7 @@ class Linear(Protocol):
 
 
 class DenseLinear:
-    """`F.linear` on a dense weight `[N, K]`. fp32 sums change their order with the batch size, bf16 on a CPU not."""
+    """`F.linear` on a dense weight `[N, K]`; the order of fp32 sums changes with the batch size."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape

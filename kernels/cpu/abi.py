@@ -104,3 +104,61 @@ class RopeABI(ctypes.Structure):
         ("block_size", c_int32),
         ("is_float", c_int32),
     ]
+
+
+class LayerABI(ctypes.Structure):
+    _fields_ = [
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("qkv", LinearABI),
+        ("out", LinearABI),
+        ("gate", LinearABI),
+        ("up", LinearABI),
+        ("down", LinearABI),
+        ("k_cache", c_void_p),
+        ("v_cache", c_void_p),
+        ("window", c_int32),
+    ]
+
+
+class ModelABI(ctypes.Structure):
+    _fields_ = [
+        ("layers", c_void_p),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+        ("cos_sin", c_void_p),
+        ("lm_head", LinearABI),
+        ("k_block_stride", c_int64),
+        ("k_head_stride", c_int64),
+        ("v_block_stride", c_int64),
+        ("v_head_stride", c_int64),
+        ("num_layers", c_int32),
+        ("hidden", c_int32),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("intermediate", c_int32),
+        ("block_size", c_int32),
+        ("eps", c_float),
+        ("scale", c_float),
+    ]
+
+
+class StepABI(ctypes.Structure):
+    _fields_ = [
+        ("token_ids", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("query_start", c_void_p),
+        ("context_lens", c_void_p),
+        ("block_tables", c_void_p),
+        ("logit_rows", c_void_p),
+        ("logits", c_void_p),
+        ("workspace", c_void_p),
+        ("table_stride", c_int64),
+        ("num_tokens", c_int32),
+        ("num_requests", c_int32),
+        ("num_logits", c_int32),
+    ]

@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "forward.h"
 #include "linear.h"
 #include "pool.h"
 
@@ -49,6 +50,9 @@ void gs_attention(const gs::Attention* attention) { gs::attention(*attention); }
 void gs_norm(const gs::Norm* norm) { gs::norm(*norm); }
 void gs_silu_and_mul(const gs::Silu* silu) { gs::silu_and_mul(*silu); }
 void gs_rope_and_write_kv(const gs::Rope* rope) { gs::rope_and_write_kv(*rope); }
+
+long gs_workspace_bytes(const gs::Model* model, int tokens) { return gs::workspace_bytes(*model, tokens); }
+void gs_forward(const gs::Model* model, const gs::Step* step) { gs::forward(*model, *step); }
 
 }  // extern "C"
 #pragma GCC visibility pop

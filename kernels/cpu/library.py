@@ -44,6 +44,8 @@ class Library:
         self.norm = _function(library, "gs_norm", None, POINTER(abi.NormABI))
         self.silu_and_mul = _function(library, "gs_silu_and_mul", None, POINTER(abi.SiluABI))
         self.rope_and_write_kv = _function(library, "gs_rope_and_write_kv", None, POINTER(abi.RopeABI))
+        self.workspace_bytes = _function(library, "gs_workspace_bytes", c_long, POINTER(abi.ModelABI), c_int)
+        self.forward = _function(library, "gs_forward", None, POINTER(abi.ModelABI), POINTER(abi.StepABI))
         self.instruction_set = str(_function(library, "gs_instruction_set", c_char_p)().decode())
         self.has_int4 = bool(_function(library, "gs_int4_supported", c_int)())
         self.set_threads(usable_cores())

@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "pool.h"
 
@@ -8,14 +9,19 @@ namespace gs {
 namespace {
 
 template <int Rows>
-void multiply_bf16(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
-  f32x16 acc[Rows][kPanelVectors] = {};
-  multiply_pairs<Rows, kPanelVectors>(x, stride, reinterpret_cast<const bf16*>(linear.panel(panel)), linear.k / 2, acc);
+void store_tile(const Linear& linear, int panel, const f32x16 (&acc)[Rows][kPanelVectors], float* out) {
   for (int v = 0; v < kPanelVectors; v++) {
-    const long column = long(panel) * kPanel + v * kLanes;
-    for (int r = 0; r < Rows; r++)
-      store(out + r * kPanel + v * kLanes, linear.bias ? acc[r][v] + load(linear.bias + column) : acc[r][v]);
+    const f32x16 bias = linear.bias ? load(linear.bias + long(panel) * kPanel + v * kLanes) : f32x16{};
+    for (int r = 0; r < Rows; r++) store(out + r * kPanel + v * kLanes, linear.bias ? acc[r][v] + bias : acc[r][v]);
   }
+}
+
+template <int Rows>
+void multiply_bf16(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, float* out,
+                   const char* ahead) {
+  f32x16 acc[Rows][kPanelVectors] = {};
+  multiply_pairs<Rows, kPanelVectors>(x, stride, expanded, linear.k / 2, acc, ahead);
+  store_tile<Rows>(linear, panel, acc, out);
 }
 
 #if defined(__AVX512BF16__)
@@ -23,58 +29,85 @@ void multiply_bf16(const Linear& linear, int panel, const bf16* x, long stride, 
 // A block of 32 inputs x 16 outputs: 16 half scales, 16 half minimums, then 4 vectors of 4-bit codes. Nibble n of
 // 32-bit lane l in vector i is the code of input 8i + 2(n / 2) + l % 2 and output l / 2 + 8 (n % 2): expanding the
 // nibbles 2j and 2j + 1 and narrowing both gives one vector of pairs as `dot_pairs` reads it.
+class Int4Expander {
+ public:
+  explicit Int4Expander(const char* block) : codes_(block + 64) {
+    const __m512i twice_low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i twice_high = _mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8);
+    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
+    const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 32)));
+    scale_low_ = _mm512_permutexvar_ps(twice_low, scale);
+    scale_high_ = _mm512_permutexvar_ps(twice_high, scale);
+    minimum_low_ = _mm512_permutexvar_ps(twice_low, minimum);
+    minimum_high_ = _mm512_permutexvar_ps(twice_high, minimum);
+  }
+
+  // The weights of inputs 8i + 2j and 8i + 2j + 1 for the sixteen outputs, rounded to bf16.
+  u32x16 pairs(int i, int j) const {
+    const __m512 values = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i packed = _mm512_loadu_si512(codes_ + 64 * i);
+    const __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 8 * j), values);
+    const __m512 high = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 8 * j + 4), values);
+    return (u32x16)_mm512_cvtne2ps_pbh(_mm512_fmadd_ps(high, scale_high_, minimum_high_),
+                                      _mm512_fmadd_ps(low, scale_low_, minimum_low_));
+  }
+
+ private:
+  const char* codes_;
+  __m512 scale_low_, scale_high_, minimum_low_, minimum_high_;
+};
+
 template <int Rows>
 void multiply_int4(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
   const char* block = linear.panel(panel);
-  const __m512 codes = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i twice_low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-  const __m512i twice_high = _mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8);
   f32x16 acc[Rows][kPanelVectors] = {};
-  for (int k = 0; k < linear.k; k += kInt4Block) {
+  for (int k = 0; k < linear.k; k += kInt4Block)
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; v++, block += kInt4BlockBytes) {
-      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
-      const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 32)));
-      const __m512 scale_low = _mm512_permutexvar_ps(twice_low, scale);
-      const __m512 scale_high = _mm512_permutexvar_ps(twice_high, scale);
-      const __m512 minimum_low = _mm512_permutexvar_ps(twice_low, minimum);
-      const __m512 minimum_high = _mm512_permutexvar_ps(twice_high, minimum);
+      const Int4Expander expander(block);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {
-        const __m512i packed = _mm512_loadu_si512(block + 64 + 64 * i);
+      for (int i = 0; i < 4; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
-          const __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 8 * j), codes);
-          const __m512 high = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 8 * j + 4), codes);
-          const u32x16 w = (u32x16)_mm512_cvtne2ps_pbh(_mm512_fmadd_ps(high, scale_high, minimum_high),
-                                                      _mm512_fmadd_ps(low, scale_low, minimum_low));
+          const u32x16 w = expander.pairs(i, j);
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; r++)
             acc[r][v] = dot_pairs(acc[r][v], broadcast_pair(x + r * stride + k + 8 * i + 2 * j), w);
         }
-      }
     }
-  }
-  for (int v = 0; v < kPanelVectors; v++) {
-    const long column = long(panel) * kPanel + v * kLanes;
-    for (int r = 0; r < Rows; r++)
-      store(out + r * kPanel + v * kLanes, linear.bias ? acc[r][v] + load(linear.bias + column) : acc[r][v]);
-  }
+  store_tile<Rows>(linear, panel, acc, out);
+}
+
+const bf16* expand_int4(const Linear& linear, int panel, int slot) {
+  static thread_local std::vector<u32x16> slots[2];
+  std::vector<u32x16>& scratch = slots[slot];
+  scratch.resize(std::max<size_t>(scratch.size(), long(linear.k) / 2 * kPanelVectors));
+  const char* block = linear.panel(panel);
+  for (int k = 0; k < linear.k; k += kInt4Block)
+    for (int v = 0; v < kPanelVectors; v++, block += kInt4BlockBytes) {
+      const Int4Expander expander(block);
+      u32x16* to = scratch.data() + long(k) / 2 * kPanelVectors + v;
+      for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) to[(4 * i + j) * kPanelVectors] = expander.pairs(i, j);
+    }
+  return reinterpret_cast<const bf16*>(scratch.data());
 }
 
 #else
 
 template <int Rows>
 void multiply_int4(const Linear&, int, const bf16*, long, float*) {}
+const bf16* expand_int4(const Linear&, int, int) { return nullptr; }
 
 #endif
 
 template <int Rows>
-void multiply(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
-  if (linear.packing == kInt4)
-    multiply_int4<Rows>(linear, panel, x, stride, out);
-  else
-    multiply_bf16<Rows>(linear, panel, x, stride, out);
+void multiply(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, float* out,
+              const char* ahead) {
+  if constexpr (Rows <= kDirectInt4Rows)
+    if (!expanded) return multiply_int4<Rows>(linear, panel, x, stride, out);
+  multiply_bf16<Rows>(linear, panel, expanded, x, stride, out, ahead);
 }
 
 }  // namespace
@@ -128,28 +161,31 @@ void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* min
   });
 }
 
-void multiply_panel(const Linear& linear, int panel, const bf16* x, long stride, int rows, float* out) {
+const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot) {
+  if (linear.packing == kBf16) return reinterpret_cast<const bf16*>(linear.panel(panel));
+  return rows > kDirectInt4Rows ? expand_int4(linear, panel, slot) : nullptr;
+}
+
+void multiply_tile(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, int rows,
+                   float* out, const char* ahead) {
   switch (rows) {
-    case 1: return multiply<1>(linear, panel, x, stride, out);
-    case 2: return multiply<2>(linear, panel, x, stride, out);
-    case 3: return multiply<3>(linear, panel, x, stride, out);
-    case 4: return multiply<4>(linear, panel, x, stride, out);
-    case 5: return multiply<5>(linear, panel, x, stride, out);
-    case 6: return multiply<6>(linear, panel, x, stride, out);
-    case 7: return multiply<7>(linear, panel, x, stride, out);
-    default: return multiply<8>(linear, panel, x, stride, out);
+    case 1: return multiply<1>(linear, panel, expanded, x, stride, out, ahead);
+    case 2: return multiply<2>(linear, panel, expanded, x, stride, out, ahead);
+    case 3: return multiply<3>(linear, panel, expanded, x, stride, out, ahead);
+    case 4: return multiply<4>(linear, panel, expanded, x, stride, out, ahead);
+    case 5: return multiply<5>(linear, panel, expanded, x, stride, out, ahead);
+    case 6: return multiply<6>(linear, panel, expanded, x, stride, out, ahead);
+    case 7: return multiply<7>(linear, panel, expanded, x, stride, out, ahead);
+    default: return multiply<8>(linear, panel, expanded, x, stride, out, ahead);
   }
 }
 
 void linear(const Linear& linear, const bf16* x, long stride, int rows, void* y, bool y_is_float) {
   parallel(threads(), [&](Team& team) {
     team.share(linear.num_panels(), [&](int panel) {
-      alignas(64) float tile[kTileRows * kPanel];
       const long first = long(panel) * kPanel;
       const int columns = int(std::min<long>(kPanel, linear.n - first));
-      for (int row = 0; row < rows; row += kTileRows) {
-        const int count = std::min(kTileRows, rows - row);
-        multiply_panel(linear, panel, x + row * stride, stride, count, tile);
+      multiply_panel(linear, panel, panel + team.size, x, stride, rows, [&](int row, int count, const float* tile) {
         for (int r = 0; r < count; r++) {
           const float* from = tile + r * kPanel;
           const long to = (row + r) * long(linear.n) + first;
@@ -162,7 +198,7 @@ void linear(const Linear& linear, const bf16* x, long stride, int rows, void* y,
             for (; c < columns; c++) out[c] = narrow(from[c]);
           }
         }
-      }
+      });
     });
   });
 }

@@ -12,6 +12,7 @@ namespace gs {
 constexpr int kPanelVectors = 3;
 constexpr int kPanel = kPanelVectors * kLanes;  // outputs of one panel
 constexpr int kTileRows = 8;                    // rows computed at once: 8 x 3 accumulators in 32 registers
+constexpr int kDirectInt4Rows = 4;              // up to here, 4-bit codes are expanded in registers
 constexpr int kInt4Block = 32;                  // inputs that share a scale and a minimum
 constexpr int kInt4BlockBytes = kLanes * 2 * 2 + kLanes * kInt4Block / 2;
 
@@ -31,13 +32,16 @@ struct Linear {
   const char* panel(int index) const { return static_cast<const char*>(panels) + index * panel_bytes(); }
 };
 
-// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2].
+// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2]. While it computes, one cache line
+// of `ahead` (may be null) is fetched for each pair.
 template <int Rows, int Vectors>
-inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pairs, f32x16 (&acc)[Rows][Vectors]) {
+inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pairs, f32x16 (&acc)[Rows][Vectors],
+                           const char* ahead = nullptr) {
   for (int p = 0; p < pairs; p++) {
     u32x16 w[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; v++) w[v] = load_as<u32x16>(panel + (long(p) * Vectors + v) * 2 * kLanes);
+    if (Rows == kTileRows) __builtin_prefetch(ahead + p * 64l, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; r++) {
       const u32x16 pair = broadcast_pair(x + r * stride + 2 * p);
@@ -53,8 +57,34 @@ void pack_bf16(const bf16* weight, int n, int k, void* panels);
 // codes [N, K] 0..15; scales and minimums [N, K / 32] as IEEE half bits.
 void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minimums, int n, int k, void* panels);
 
-// One panel for up to kTileRows rows; the result, bias added, goes to out[row * kPanel].
-void multiply_panel(const Linear& linear, int panel, const bf16* x, long stride, int rows, float* out);
+// The bf16 form of a panel: the panel itself, or its 4-bit codes expanded into scratch of this thread (two slots); null
+// where `multiply_tile` expands as it goes, which is faster for few rows.
+const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot);
+
+// The part of panel `next` to fetch while the tile that begins at `row` is computed: a cache line for each pair.
+inline const char* lines_ahead(const Linear& linear, int next, int row) {
+  const long offset = long(row / kTileRows) * 64 * (linear.k / 2);
+  return next < linear.num_panels() && offset < linear.panel_bytes() ? linear.panel(next) + offset : linear.panel(0);
+}
+
+// Up to kTileRows rows of one panel, bias added, into out[row * kPanel]. `expanded`: from `expanded_panel`, or null to
+// expand 4-bit codes on the way.
+void multiply_tile(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, int rows,
+                   float* out, const char* ahead);
+
+// Calls sink(first_row, count, tile) for each tile of rows of one panel; meanwhile the panel `next` comes to the cache.
+template <class Sink>
+inline void multiply_panel(const Linear& linear, int panel, int next, const bf16* x, long stride, int rows,
+                           const Sink& sink) {
+  alignas(64) float tile[kTileRows * kPanel];
+  const bf16* expanded = expanded_panel(linear, panel, rows, 0);
+  for (int row = 0; row < rows; row += kTileRows) {
+    const int count = rows - row < kTileRows ? rows - row : kTileRows;
+    multiply_tile(linear, panel, expanded, x + row * stride, stride, count, tile,
+                  lines_ahead(linear, next, row));
+    sink(row, count, tile);
+  }
+}
 
 // y[T, N] = x W^T + b on the pool. `y_is_float`: y is fp32, else bf16.
 void linear(const Linear& linear, const bf16* x, long stride, int rows, void* y, bool y_is_float);

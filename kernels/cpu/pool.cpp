@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -11,6 +12,7 @@ namespace gs {
 namespace {
 
 constexpr int kSpins = 4000;  // about 40 us of `pause` before a wait goes to sleep
+constexpr int kMaxStages = 4096;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -20,8 +22,9 @@ inline void pause() {
 #endif
 }
 
-// Waits until `value` is no longer `old`.
-void wait_change(std::atomic<uint32_t>& value, uint32_t old) {
+// Waits until `value` is no longer `old`; whoever makes the awaited change notifies.
+template <class T>
+void wait_change(std::atomic<T>& value, T old) {
   for (int i = 0; i < kSpins; i++) {
     if (value.load(std::memory_order_acquire) != old) return;
     pause();
@@ -31,23 +34,19 @@ void wait_change(std::atomic<uint32_t>& value, uint32_t old) {
 
 }  // namespace
 
-struct Gate {
-  alignas(64) std::atomic<int> arrived{0};
-  alignas(64) std::atomic<uint32_t> generation{0};
-};
+Stage& Team::next_stage() {
+  if (used_ == kMaxStages) std::abort();
+  return stages_[used_++];
+}
 
-// The last thread to arrive clears the cursor of the stage before this one, which nobody can still be reading.
-void Team::barrier() {
-  const uint32_t generation = gate_->generation.load(std::memory_order_acquire);
-  if (gate_->arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-    cursor_[(stage_ + kCursors - 1) % kCursors].value.store(0, std::memory_order_relaxed);
-    gate_->arrived.store(0, std::memory_order_relaxed);
-    gate_->generation.store(generation + 1, std::memory_order_release);
-    gate_->generation.notify_all();
-  } else {
-    wait_change(gate_->generation, generation);
+void Team::finish(Stage& stage, int mine, int count) {
+  if (mine > 0 && stage.done.fetch_add(mine, std::memory_order_acq_rel) + mine == count) {
+    stage.done.notify_all();
+    return;
   }
-  stage_++;
+  for (int done = stage.done.load(std::memory_order_acquire); done != count;
+       done = stage.done.load(std::memory_order_acquire))
+    wait_change(stage.done, done);
 }
 
 class Pool {
@@ -72,24 +71,27 @@ class Pool {
   void run(Work work, void* argument) {
     work_ = work;
     argument_ = argument;
-    for (auto& cursor : cursors_) cursor.value.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < used_; i++) {
+      stages_[i].claimed.store(0, std::memory_order_relaxed);
+      stages_[i].done.store(0, std::memory_order_relaxed);
+    }
     running_.store(size_ - 1, std::memory_order_relaxed);
     start_.fetch_add(1, std::memory_order_release);
     start_.notify_all();
-    enter(0);
+    used_ = enter(0);
     for (uint32_t left = running_.load(std::memory_order_acquire); left != 0;
          left = running_.load(std::memory_order_acquire))
       wait_change(running_, left);
   }
 
  private:
-  void enter(int rank) {
+  int enter(int rank) {
     Team team;
     team.rank = rank;
     team.size = size_;
-    team.cursor_ = cursors_;
-    team.gate_ = &gate_;
+    team.stages_ = stages_.get();
     work_(team, argument_);
+    return team.used_;
   }
 
   void serve(int rank) {
@@ -108,8 +110,8 @@ class Pool {
   std::vector<std::thread> workers_;
   Work work_ = nullptr;
   void* argument_ = nullptr;
-  Team::Cursor cursors_[Team::kCursors];
-  Gate gate_;
+  std::unique_ptr<Stage[]> stages_ = std::make_unique<Stage[]>(kMaxStages);
+  int used_ = 0;
   alignas(64) std::atomic<uint32_t> start_{0};
   alignas(64) std::atomic<uint32_t> running_{0};
   std::atomic<bool> stop_{false};
@@ -132,8 +134,6 @@ int threads() { return wanted; }
 void run(Work work, void* argument, int threads) {
   if (threads <= 1 || wanted == 1) {
     Team team;
-    team.rank = 0;
-    team.size = 1;
     work(team, argument);
     return;
   }

@@ -1,7 +1,8 @@
 // A thread pool for short work: the caller takes part, chunks are claimed one by one, waits spin briefly, then sleep.
 //
-// Who computes a chunk never changes its result. Because chunks are claimed and not dealt out, a worker that the
-// operating system has taken off its core holds up one chunk only.
+// A stage ends when its chunks are done, not when every thread has come by: a worker that the operating system has
+// taken off its core holds up the one chunk it was computing, and later skips the stages it missed. Who computes a
+// chunk never changes its result.
 #pragma once
 
 #include <atomic>
@@ -9,9 +10,15 @@
 
 namespace gs {
 
-class Team;
+struct Stage {
+  alignas(64) std::atomic<int> claimed{0};
+  alignas(64) std::atomic<int> done{0};
+};
 
-// The threads inside one `Pool::run`. Every thread must make the same sequence of calls.
+// The threads inside one `run`. Every thread makes the same sequence of calls.
+//
+// A late thread may run the code between two stages after others have gone on, so that code must write nothing the
+// others use; whatever it computed is then unused, because the stages it missed have no chunks left to claim.
 class Team {
  public:
   // Calls body(i) for i in [0, count), shared among the threads, and returns when all are done.
@@ -21,28 +28,25 @@ class Team {
       for (int i = 0; i < count; i++) body(i);
       return;
     }
-    std::atomic<int>& next = cursor_[stage_ % kCursors].value;
-    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < count;
-         i = next.fetch_add(1, std::memory_order_relaxed))
+    Stage& stage = next_stage();
+    int mine = 0;
+    for (int i = stage.claimed.fetch_add(1, std::memory_order_relaxed); i < count;
+         i = stage.claimed.fetch_add(1, std::memory_order_relaxed), mine++)
       body(i);
-    barrier();
+    finish(stage, mine, count);
   }
 
-  int rank;
-  int size;
+  int rank = 0;
+  int size = 1;
 
  private:
   friend class Pool;
-  struct alignas(64) Cursor {
-    std::atomic<int> value{0};
-  };
-  static constexpr int kCursors = 4;
 
-  void barrier();
+  Stage& next_stage();
+  static void finish(Stage& stage, int mine, int count);
 
-  Cursor* cursor_;
-  struct Gate* gate_;
-  uint32_t stage_ = 0;
+  Stage* stages_ = nullptr;
+  int used_ = 0;
 };
 
 using Work = void (*)(Team& team, void* argument);

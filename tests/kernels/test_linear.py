@@ -1,0 +1,123 @@
+"""Packed linears: accuracy, the 4-bit form's exactness, and rows that do not depend on the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.cpu.abi import Packing
+from kernels.cpu.packing import PackedLinear
+from kernels.linear import Int4Blocks, OneDnnLinear, WeightFormat, make_linear
+
+SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536), (1000, 64), (50, 32)]
+BATCHES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 127, 300)
+
+
+def int4_blocks(n, k, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Int4Blocks(
+        codes=torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator),
+        scales=(torch.rand(n, k // 32, generator=generator) * 0.01).half().float(),
+        minimums=(-torch.rand(n, k // 32, generator=generator) * 0.08).half().float(),
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_bf16_against_fp64(any_library, relative_error, shape, with_bias):
+    weight, x = torch.randn(shape).bfloat16(), torch.randn(11, shape[1]).bfloat16()
+    bias = torch.randn(shape[0]) if with_bias else None
+    linear = make_linear(weight, bias, WeightFormat.BF16)
+    assert isinstance(linear, PackedLinear)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert relative_error(linear(x), expected) < 4e-3
+    assert relative_error(linear(x, torch.float32), expected) < 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_has_the_same_bits_at_every_batch_size_and_thread_count(native, shape):
+    x = torch.randn(max(BATCHES), shape[1]).bfloat16()
+    for linear in (
+        make_linear(torch.randn(shape), None, WeightFormat.BF16),
+        make_linear(int4_blocks(*shape), None, WeightFormat.INT4),
+    ):
+        assert linear.batch_invariant
+        native.set_threads(1)
+        alone = torch.cat([linear(row.unsqueeze(0)) for row in x])
+        for threads in (1, 2):
+            native.set_threads(threads)
+            for tokens in BATCHES:
+                assert torch.equal(linear(x[:tokens]), alone[:tokens])
+                assert torch.equal(linear(x[-tokens:]), alone[-tokens:])
+    native.set_threads(1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int4_gives_the_bits_of_the_dequantised_weight(native, shape):
+    if not native.has_int4:
+        pytest.skip("this CPU has no avx512_bf16: INT4 falls back to BF16")
+    blocks, bias, x = int4_blocks(*shape), torch.randn(shape[0]), torch.randn(33, shape[1]).bfloat16()
+    packed = make_linear(blocks, bias, WeightFormat.INT4)
+    assert isinstance(packed, PackedLinear)
+    assert packed.packing is Packing.INT4
+    dense = make_linear(blocks.dequantize(), bias, WeightFormat.BF16)
+    for tokens in (1, 4, 5, 8, 33):
+        assert torch.equal(packed(x[:tokens]), dense(x[:tokens]))
+    if shape[0] % 48 == 0:
+        assert packed.weight_bytes == shape[0] * shape[1] * 5 // 8
+
+
+def test_int4_with_scales_beyond_half_precision_is_kept_in_bf16(native):
+    blocks = int4_blocks(64, 64)
+    finer = Int4Blocks(blocks.codes, blocks.scales + 1e-9, blocks.minimums)
+    linear = make_linear(finer, None, WeightFormat.INT4)
+    assert isinstance(linear, PackedLinear)
+    assert linear.packing is Packing.BF16
+
+
+def test_dequantize():
+    blocks = Int4Blocks(
+        codes=torch.arange(64, dtype=torch.uint8).view(1, 64) % 16,
+        scales=torch.tensor([[2.0, 3.0]]),
+        minimums=torch.tensor([[-1.0, 5.0]]),
+    )
+    expected = torch.arange(64) % 16 * torch.tensor([2.0, 3.0]).repeat_interleave(32)
+    expected += torch.tensor([-1.0, 5.0]).repeat_interleave(32)
+    assert torch.equal(blocks.dequantize(), expected.unsqueeze(0))
+
+
+def test_int4_falls_back_to_the_same_values(any_library, relative_error):
+    blocks, x = int4_blocks(96, 64), torch.randn(3, 64).bfloat16()
+    linear = make_linear(blocks, None, WeightFormat.INT4)
+    expected = x.double() @ blocks.dequantize().bfloat16().double().T
+    assert relative_error(linear(x), expected) < 4e-3
+
+
+def test_fp32_and_torch_fallbacks(monkeypatch, relative_error):
+    monkeypatch.setattr("kernels.cpu.library._load", lambda: (None, "test"))
+    weight, bias, x = torch.randn(80, 64), torch.randn(80), torch.randn(5, 64)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    full = make_linear(weight, bias, WeightFormat.FP32)
+    assert not full.batch_invariant
+    assert relative_error(full(x), expected) < 1e-6
+    half = make_linear(weight, bias, WeightFormat.BF16)
+    assert isinstance(half, OneDnnLinear)
+    assert relative_error(half(x.bfloat16()), expected) < 1e-2
+    blocks = int4_blocks(80, 64)
+    expected = x.double() @ blocks.dequantize().double().T
+    assert relative_error(make_linear(blocks, None, WeightFormat.INT4)(x.bfloat16()), expected) < 1e-2
+
+
+def test_wrong_input_is_refused(native):
+    linear = make_linear(torch.randn(16, 32), None, WeightFormat.BF16)
+    with pytest.raises(ValueError, match="bf16"):
+        linear(torch.randn(2, 32))
+    with pytest.raises(ValueError, match=r"\[T, 32\]"):
+        linear(torch.randn(2, 30).bfloat16())
+
+
+def test_odd_inputs_use_torch(native, relative_error):
+    weight, x = torch.randn(20, 33), torch.randn(4, 33).bfloat16()
+    linear = make_linear(weight, None, WeightFormat.BF16)
+    assert not isinstance(linear, PackedLinear)
+    assert relative_error(linear(x), x.double() @ weight.double().T) < 1e-2
