@@ -5,16 +5,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from engine.batch import (
-    Batch,
-    RequestUpdate,
-    RequestWork,
-    SampledTokens,
-    ScheduledRequest,
-    StepRecord,
-    StepResult,
-)
+from engine.batch import Batch, RequestUpdate, ScheduledRequest, StepRecord, StepResult
 from engine.block_pool import BlockPool
+from engine.outcome import append_tokens, failure, length_limit, step_record
 from engine.request import FinishReason, Request
 from engine.request_queue import RequestQueue, sort_key
 from engine.scheduler_config import SchedulerConfig, SchedulerStats
@@ -83,7 +76,10 @@ class Scheduler:
         self._paused = False
 
     def set_token_budget(self, tokens: int | None) -> None:
-        """Lower the tokens per step below the configured maximum; `None` restores it. Raises `ValueError` below 1."""
+        """Lower the tokens per step below the configured maximum; `None` restores it. Raises `ValueError` below 1.
+
+        With fewer tokens than running requests, those at the end of the line wait, with their blocks.
+        """
         self._token_budget = _cap("token budget", tokens, self.config.max_num_batched_tokens)
 
     def set_max_running(self, requests: int | None) -> None:
@@ -102,7 +98,7 @@ class Scheduler:
                 f"{self.config.max_model_len} tokens of the model's context; shorten the prompt"
             )
         # The last token is drawn but never computed.
-        most_computed = self._length_limit(request) - 1
+        most_computed = length_limit(request, self.config.max_model_len) - 1
         if most_computed > self.pool.num_tokens:
             raise ValueError(
                 f"the request may need {self.pool.blocks_for(most_computed)} KV blocks of {self.pool.block_size} "
@@ -157,7 +153,7 @@ class Scheduler:
         if len(result.sampled) != len(batch.requests):
             raise ValueError(f"{len(result.sampled)} results for {len(batch.requests)} scheduled requests")
         void = self._land(batch)
-        block_size = self.pool.block_size
+        block_size, max_model_len = self.pool.block_size, self.config.max_model_len
         updates: list[RequestUpdate] = []
         any_finished = False
         for scheduled, sampled in zip(batch.requests, result.sampled):
@@ -165,7 +161,7 @@ class Scheduler:
             if request in void:
                 continue
             if sampled.error is not None or scheduled.samples != bool(sampled.token_ids):
-                update = _failure(scheduled, sampled)
+                update = failure(scheduled, sampled)
             else:
                 start = scheduled.start
                 end = start + scheduled.num_tokens
@@ -173,7 +169,7 @@ class Scheduler:
                     self.pool.publish(request, end)
                 if not scheduled.samples:
                     continue
-                update = self._append(request, sampled)
+                update = append_tokens(request, sampled, max_model_len)
             updates.append(update)
             if update.finish_reason is not None:
                 any_finished = True
@@ -199,12 +195,7 @@ class Scheduler:
 
     def record(self, batch: Batch, result: StepResult) -> StepRecord:
         """Whose work the step did, for attribution; requests that were void in it are included: they cost energy."""
-        work = []
-        for scheduled in batch.requests:
-            request, num_tokens = scheduled.request, scheduled.num_tokens
-            prefill = scheduled.num_prefill_tokens
-            work.append(RequestWork(request.request_id, prefill, num_tokens - prefill, scheduled.start + num_tokens))
-        return StepRecord(batch.step_id, result.started_s, result.ended_s, tuple(work))
+        return step_record(batch, result)
 
     def stats(self) -> SchedulerStats:
         running_backlog = sum(
@@ -333,42 +324,11 @@ class Scheduler:
             raise ValueError(f"step {batch.step_id} is not in flight; each batch is updated or failed once")
         return void
 
-    def _append(self, request: Request, sampled: SampledTokens) -> RequestUpdate:
-        """Add the drawn tokens up to the one that ends the request; what was drawn beyond it is dropped."""
-        sampling = request.sampling
-        known = request.token_ids
-        limit = self._length_limit(request)
-        # Stop tokens count from this length on.
-        earliest_stop = len(request.prompt_token_ids) + sampling.min_tokens
-        reason: FinishReason | None = None
-        for count, token_id in enumerate(sampled.token_ids, start=1):
-            known.append(token_id)
-            length = len(known)
-            if length >= earliest_stop and (
-                token_id in sampling.stop_token_ids or (token_id in request.eos_token_ids and not sampling.ignore_eos)
-            ):
-                reason = FinishReason.STOP
-            elif length >= limit:
-                reason = FinishReason.LENGTH
-            if reason is not None:
-                return RequestUpdate(request, sampled.token_ids[:count], sampled.logprobs[:count], reason)
-        return RequestUpdate(request, sampled.token_ids, sampled.logprobs)
-
-    def _length_limit(self, request: Request) -> int:
-        return min(len(request.prompt_token_ids) + request.sampling.max_tokens, self.config.max_model_len)
-
 
 def _take_tokens(request: Request, num_tokens: int) -> ScheduledRequest:
     start = request.num_computed_tokens
     request.num_computed_tokens = end = start + num_tokens
     return ScheduledRequest(request, start, num_tokens, end == len(request.token_ids))
-
-
-def _failure(scheduled: ScheduledRequest, sampled: SampledTokens) -> RequestUpdate:
-    error = sampled.error
-    if error is None:
-        error = f"the executor drew {len(sampled.token_ids)} tokens where samples={scheduled.samples}"
-    return RequestUpdate(scheduled.request, finish_reason=FinishReason.ERROR, error=error)
 
 
 def _cap(name: str, value: int | None, configured: int) -> int:
