@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from serving.openai_errors import ApiError, BadRequestError
 from serving.service import Caller
@@ -74,11 +75,15 @@ def _check_content_type(header: str) -> None:
 def _fault(error: ValidationError, value: dict[str, Any]) -> BadRequestError:
     """The fault that lies deepest: of a union's branches, the one that came furthest was meant."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    paths = [_path(fault["loc"], value) for fault in faults]
+    paths = [_path(_location(fault), value) for fault in faults]
     deepest = max(range(len(faults)), key=lambda position: len(paths[position]))
     param = "".join(paths[deepest]).removeprefix(".")[:200] or None
     message = faults[deepest]["msg"].removeprefix("Value error, ")
     return BadRequestError(f"{param}: {message}" if param else message, param)
+
+
+def _location(fault: ErrorDetails) -> tuple[int | str, ...]:
+    return (*fault["loc"], "role") if fault["type"].startswith("union_tag") else fault["loc"]
 
 
 def _path(location: Sequence[int | str], value: Any) -> list[str]:

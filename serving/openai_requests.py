@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, WithJsonSchema
 
 from engine.request import MAX_LOGPROBS
 
@@ -35,6 +35,13 @@ def _at_most(count: int) -> BeforeValidator:
 
     return BeforeValidator(check)
 
+
+def _whole(value: Any) -> Any:
+    """`5.0` is an integer in JSON Schema, and some languages write every number so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 # `fail_fast` stops at the first bad item: an error for each item of a large list would cost seconds and gigabytes.
 ShortText = Annotated[str, Field(max_length=512)]
@@ -72,14 +79,28 @@ class TextPart(Body):
     text: str
 
 
-class Message(Body):
-    """`developer` is read as `system`. `tool_calls`, `tool_call_id` and `name` reach the chat template as they are."""
+Content = str | Annotated[list[TextPart], Field(max_length=MAX_CONTENT_PARTS)]
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_CONTENT_PARTS)] | None = None
+
+class InputMessage(Body):
+    """`developer` is read as `system`. `name` and `tool_call_id` reach the chat template as they are."""
+
+    role: Literal["system", "developer", "user", "tool"]
+    content: Content
     name: ShortText | None = None
     tool_call_id: ShortText | None = None
+
+
+class AssistantMessage(Body):
+    """An earlier answer. It may lack content when it has `tool_calls`, which reach the chat template as they are."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: ShortText | None = None
     tool_calls: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOL_CALLS)] | None = None
+
+
+Message = Annotated[InputMessage | AssistantMessage, Discriminator("role")]
 
 
 class JsonSchemaFormat(BaseModel):
@@ -115,14 +136,14 @@ class GenerationBody(Body):
     model: ShortText | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=INT32_MAX)] | None = None
+    min_tokens: Annotated[Whole, Field(ge=0, le=INT32_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
+    seed: Annotated[Whole, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
@@ -139,7 +160,7 @@ class GenerationBody(Body):
     guided_choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024)] | None = (
         None
     )
-    priority: Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)] | None = None
+    priority: Annotated[Whole, Field(ge=-INT32_MAX, le=INT32_MAX)] | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     user: ShortText | None = None
     metadata: Annotated[dict[str, Any], Field(max_length=64)] | None = None
@@ -155,18 +176,18 @@ class GenerationBody(Body):
 
 class ChatCompletionRequest(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None
 
 
 class CompletionRequest(GenerationBody):
     prompt: Prompt
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
     suffix: str | None = None
 
 
