@@ -44,7 +44,7 @@ async def test_every_route_asks_for_a_key_unless_listed(make_app, engine, key_fi
     routes = routes_of(app)
     assert {route.path for route in routes} >= OPEN | {"/metrics", "/v1/completions", "/openapi.json", "/tokenize"}
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for route in routes:
             for method in route.methods:
                 url = route.path.replace("{model_id:path}", "fake/model")
@@ -63,7 +63,7 @@ async def test_metrics_are_open_on_loopback_only(make_app, engine, key_file):
     path, _ = key_file
     for host, status in (("127.0.0.1", 200), ("::1", 200), ("0.0.0.0", 401), ("192.0.2.1", 401)):
         transport = httpx.ASGITransport(make_app(engine, host=host, api_keys=ApiKeys(path)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             assert (await client.get("/metrics")).status_code == status, host
 
 

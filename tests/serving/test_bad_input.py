@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -235,8 +236,6 @@ async def test_body_without_length_is_counted_on_the_way(connect, engine):
 
 
 async def test_slow_body_is_given_up(connect, engine):
-    import asyncio
-
     async def never():
         yield b"{"
         await asyncio.Event().wait()
@@ -257,6 +256,28 @@ async def test_host_header(connect, engine):
             error_of(await client.get("/health", headers={"host": host}), 400)
         for host in ("localhost", "localhost:8000", "LOCALHOST", "[::1]:8000"):
             assert (await client.get("/health", headers={"host": host})).status_code == 200
+
+
+async def test_a_foreign_name_does_not_reach_an_unguarded_loopback_server(client):
+    error_of(await client.get("/v1/models", headers={"host": "rebound.example:8000"}), 400)
+    assert (await client.get("/v1/models", headers={"host": "127.0.0.1:8000"})).status_code == 200
+
+
+async def test_bodies_held_at_once_are_bounded(connect, engine):
+    gate = asyncio.Event()
+    engine.step = gate.wait
+    body = {"prompt": "x" * 300, "max_tokens": 1}
+    async with connect(engine, max_inflight_body_bytes=1000) as client:
+        held = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(3)]
+        while len(engine.active) < 3 and not any(task.done() for task in held):
+            await asyncio.sleep(0)
+        answer = await client.post("/v1/completions", json=body)
+        assert error_of(answer, 429)["code"] == "over_capacity"
+        assert "retry-after" in answer.headers
+        gate.set()
+        assert [(await task).status_code for task in held].count(200) >= 2
+        for _ in range(5):
+            assert (await client.post("/v1/completions", json=body)).status_code == 200
 
 
 async def test_unknown_fields_are_logged_once_and_ignored(client, caplog):

@@ -140,7 +140,7 @@ async def test_a_large_prompt_is_tokenised_off_the_loop(make_app, fake, client):
     engine = fake()
     engine.info = dataclasses.replace(engine.info, max_model_len=400_000)
     transport = httpx.ASGITransport(make_app(engine))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.post("/v1/completions", json={"prompt": "x" * 300_000, "max_tokens": 1})
         assert answer.json()["usage"]["prompt_tokens"] == 300_000
         body = json.dumps({"prompt": [5] * 100_000, "max_tokens": 1})

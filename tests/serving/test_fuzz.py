@@ -44,7 +44,7 @@ json_values = st.recursive(
 def api(make_app, fake):
     engine = fake()
     engine.answer = "ab"
-    return make_app(engine)
+    return make_app(engine, allowed_hosts=("testserver", "localhost"))
 
 
 def conforms(api, mode, max_examples):
@@ -78,7 +78,7 @@ def test_document_and_answers_agree_at_length(api, mode):
 def post(app, path, content):
     async def send():
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post(path, content=content, headers={"content-type": "application/json"})
 
     return asyncio.run(send())

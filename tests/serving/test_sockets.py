@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-HEAD = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def request_bytes(path, body, extra=""):
@@ -90,7 +90,7 @@ def test_a_head_without_end_is_cut_off(serve, engine):
     connection = server.connect()
     sent = 0
     try:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Large: ")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Large: ")
         while sent < 64 * 1024 * 1024:
             connection.sendall(b"x" * 16384)
             sent += 16384
@@ -105,7 +105,7 @@ def test_a_head_without_end_is_cut_off(serve, engine):
 def test_a_large_head_is_answered_431(serve, engine):
     server = serve(engine)
     connection = server.connect()
-    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Large: " + b"x" * 100_000 + b"\r\n\r\n")
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 100_000 + b"\r\n\r\n")
     assert b" 431 " in read_all(connection).split(b"\r\n")[0]
     connection.close()
     still_answers(server)
@@ -125,12 +125,12 @@ def test_pipelined_requests_with_large_bodies_are_not_mistaken_for_heads(serve, 
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /" + b"%ff%00" * 10 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"GET /v1/models/%2e%2e/%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"%ff%00" * 10 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /v1/models/%2e%2e/%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n",
     ],
     ids=lambda raw: repr(raw[:24]),
 )
