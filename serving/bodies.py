@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from serving.openai_errors import ApiError, BadRequestError
 from serving.service import Caller
@@ -57,7 +58,7 @@ def parse_body(raw: bytes, model: type[Model]) -> Model:
     try:
         body = model.model_validate(value)
     except ValidationError as error:
-        raise _first_fault(error, value) from None
+        raise _fault(error, value) from None
     refuse_unsupported(body)
     return body
 
@@ -71,21 +72,31 @@ def _check_content_type(header: str) -> None:
         )
 
 
-def _first_fault(error: ValidationError, value: dict[str, Any]) -> BadRequestError:
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = _param(fault["loc"], value)
-    return BadRequestError(f"{param}: {fault['msg']}" if param else fault["msg"], param)
+def _fault(error: ValidationError, value: dict[str, Any]) -> BadRequestError:
+    """The fault that lies deepest: of a union's branches, the one that came furthest was meant."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    paths = [_path(_location(fault), value) for fault in faults]
+    deepest = max(range(len(faults)), key=lambda position: len(paths[position]))
+    param = "".join(paths[deepest]).removeprefix(".")[:200] or None
+    message = faults[deepest]["msg"].removeprefix("Value error, ")
+    return BadRequestError(f"{param}: {message}" if param else message, param)
 
 
-def _param(location: Sequence[int | str], value: Any) -> str | None:
-    """`messages[0].content` from pydantic's location, without the names of union branches."""
-    path = ""
+def _location(fault: ErrorDetails) -> tuple[int | str, ...]:
+    return (*fault["loc"], "role") if fault["type"].startswith("union_tag") else fault["loc"]
+
+
+def _path(location: Sequence[int | str], value: Any) -> list[str]:
+    """Steps of `messages[0].content` from pydantic's location, without the names of union branches."""
+    path: list[str] = []
     for step in location:
         if isinstance(value, dict) and isinstance(step, str) and (step in value or step == location[-1]):
-            path, value = f"{path}.{step}" if path else step, value.get(step)
+            path.append(f".{step}")
+            value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            path, value = f"{path}[{step}]", value[step]
-    return path[:200] or None
+            path.append(f"[{step}]")
+            value = value[step]
+    return path
 
 
 def _json_type(value: Any) -> str:

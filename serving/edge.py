@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
@@ -23,6 +24,11 @@ _CLOSE = {"Connection": "close"}
 _CLIENT_CLOSED = 499
 
 
+@dataclass(slots=True)
+class _BodyCount:
+    num_bytes: int = 0
+
+
 class Edge:
     """Pure ASGI, so that streams pass untouched."""
 
@@ -30,6 +36,8 @@ class Edge:
         self.app = app
         self.settings = settings
         self.metrics = metrics
+        self._served_hosts = settings.served_hosts
+        self._body_bytes_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,6 +45,7 @@ class Edge:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         request_id = _request_id(headers)
+        body = _BodyCount()
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -48,7 +57,7 @@ class Edge:
 
         try:
             self._check_head(scope, headers)
-            await self.app(scope, self._bounded(receive), send_with_id)
+            await self.app(scope, self._bounded(receive, body), send_with_id)
         except ApiError as error:
             await error.response()(scope, receive, send_with_id)
         except (ClientDisconnectedError, ClientDisconnect):
@@ -61,6 +70,7 @@ class Edge:
             answer = ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, text, code="internal_error").response()
             await answer(scope, receive, send_with_id)
         finally:
+            self._body_bytes_held -= body.num_bytes
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if route != "unmatched" else "any"
             self.metrics.http_request(route, method, status or _CLIENT_CLOSED)
@@ -74,22 +84,26 @@ class Edge:
                 f"the request line and headers are larger than {self.settings.max_header_bytes} bytes",
                 headers=_CLOSE,
             )
-        if self.settings.allowed_hosts and _host(headers) not in self.settings.allowed_hosts:
-            raise BadRequestError("the Host header names a host that is not served here")
+        if self._served_hosts and _host(headers) not in self._served_hosts:
+            raise BadRequestError("the Host header names a host that is not served here; add it to the allowed hosts")
         for name, value in headers:
             if name == b"content-length" and (not value.isdigit() or int(value[:20]) > self.settings.max_body_bytes):
                 raise self._too_large()
 
-    def _bounded(self, receive: Receive) -> Receive:
-        received = 0
+    def _bounded(self, receive: Receive, body: _BodyCount) -> Receive:
+        settings = self.settings
 
         async def receive_bounded() -> Message:
-            nonlocal received
             message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.settings.max_body_bytes:
-                    raise self._too_large()
+            size = len(message.get("body", b"")) if message["type"] == "http.request" else 0
+            body.num_bytes += size
+            self._body_bytes_held += size
+            if body.num_bytes > settings.max_body_bytes:
+                raise self._too_large()
+            if self._body_bytes_held > settings.max_inflight_body_bytes:
+                text = "The server holds as many request bodies as it can. Try again later."
+                headers = _CLOSE | {"Retry-After": "5"}
+                raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, text, code="over_capacity", headers=headers)
             return message
 
         return receive_bounded

@@ -16,6 +16,13 @@ MAX_GUIDE_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 64
 
 
+def asks_guide(body: GenerationBody) -> bool:
+    """Whether a request sets a constraint; checking one takes milliseconds."""
+    formed = body.response_format is not None and body.response_format.type != "text"
+    fields = (body.structured_outputs, body.guided_json, body.guided_regex, body.guided_choice)
+    return formed or any(field is not None for field in fields)
+
+
 def guide_of(body: GenerationBody) -> Guide | None:
     """The one constraint a request sets, or `None`. Raises `BadRequestError` for two, and for one that is not sound."""
     found = list(_asked(body))

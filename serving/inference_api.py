@@ -105,7 +105,7 @@ def _open_router(service: InferenceService) -> APIRouter:
 
 def _inference_router(service: InferenceService, settings: ApiSettings) -> APIRouter:
     router = APIRouter(dependencies=[_key_check(settings)])
-    generation_errors = (401, 404, 429, 503)
+    generation_errors = (401, 404, 503)
 
     @router.post(
         "/v1/chat/completions",

@@ -51,7 +51,7 @@ _MEANINGS = {
     503: "The engine is not ready; see Retry-After.",
 }
 _EVERYWHERE = (400, 413, 431, 500)
-_BODY = (408, 415)
+_BODY = (408, 415, 429)
 
 
 def json_of(struct: type[msgspec.Struct]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.client_protocol import EngineInfo
 from serving.openai_errors import BadRequestError
-from serving.openai_requests import MAX_PROMPTS, Message, TextPart
+from serving.openai_requests import MAX_PROMPTS, AssistantMessage, Message, TextPart
 from serving.text import TextProtocol
 
 
@@ -37,12 +37,20 @@ def render_messages(text: TextProtocol, messages: Sequence[Message], add_generat
 
 
 def _template_message(message: Message, position: int) -> dict[str, Any]:
-    content = message.content
-    if content is None and not (message.role == "assistant" and message.tool_calls):
-        raise BadRequestError(f"a {message.role} message needs content", f"messages[{position}].content")
-    role = "system" if message.role == "developer" else message.role
-    optional = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": message.tool_calls}
-    return {"role": role, "content": _joined(content)} | {key: value for key, value in optional.items() if value}
+    rendered: dict[str, Any] = {"role": message.role, "content": _joined(message.content)}
+    if message.name:
+        rendered["name"] = message.name
+    if isinstance(message, AssistantMessage):
+        if message.tool_calls:
+            rendered["tool_calls"] = message.tool_calls
+        elif message.content is None:
+            raise BadRequestError("an assistant message needs content or tool_calls", f"messages[{position}].content")
+        return rendered
+    if message.role == "developer":
+        rendered["role"] = "system"
+    if message.tool_call_id:
+        rendered["tool_call_id"] = message.tool_call_id
+    return rendered
 
 
 def _joined(content: str | list[TextPart] | None) -> str:

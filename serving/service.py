@@ -14,7 +14,7 @@ from typing import TypeVar
 from engine.client_protocol import EngineClientProtocol, Generation
 from serving.fan_in import merge
 from serving.generation import TextDelta, text_deltas
-from serving.guides import guide_of
+from serving.guides import asks_guide, guide_of
 from serving.limits import Admission
 from serving.metrics import ApiMetrics
 from serving.openai_errors import ApiError, ModelNotFoundError, NotReadyError
@@ -39,6 +39,10 @@ class Caller:
     key_name: str | None
     arrival_s: float
     body_bytes: int
+
+    @property
+    def small(self) -> bool:
+        return self.body_bytes < INLINE_BODY_BYTES
 
 
 @dataclass(slots=True)
@@ -150,11 +154,11 @@ class InferenceService:
                 self, request_id, model, body, caller, prompts, generations, UsageCount(prompt_tokens, body.num_choices)
             )
 
-        return await self.offload(caller, plan)
+        return await self.offload(plan, small=caller.small and not asks_guide(body))
 
-    async def offload(self, caller: Caller, work: Callable[[], T]) -> T:
-        """Run `work` on the body of a request: in a thread when the body is large, so that streams are not held up."""
-        if caller.body_bytes < INLINE_BODY_BYTES:
+    async def offload(self, work: Callable[[], T], small: bool) -> T:
+        """Run `work` in a thread, so that it holds up no stream, unless it is small."""
+        if small:
             return work()
         async with self._threads:
             return await asyncio.to_thread(work)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from serving.auth import ApiKeys
 
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a listener bound to `host`."""
@@ -23,7 +25,9 @@ class ApiSettings:
     """`max_queued_requests` counts sequences that wait beside those the engine runs at once.
 
     `api_keys=None` asks for no key; raises `ValueError` for that on a host others can reach, unless
-    `allow_unauthenticated`. `allowed_hosts`: values of the Host header that are served (without port); empty for any.
+    `allow_unauthenticated`. `allowed_hosts`: values of the Host header that are served (without port). When empty,
+    any is; but without keys on loopback only the names of this machine are, or a web page could reach the server
+    through a name of its own (DNS rebinding). `max_inflight_body_bytes` bounds the bodies held at once.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +36,7 @@ class ApiSettings:
     allowed_hosts: tuple[str, ...] = ()
     max_queued_requests: int = 256
     max_body_bytes: int = 4 * 1024 * 1024
+    max_inflight_body_bytes: int = 256 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
     body_timeout_s: float = 30.0
 
@@ -41,6 +46,12 @@ class ApiSettings:
                 f"{self.host} can be reached from other machines: create a key file with `gridserve keys create`, "
                 "or listen on 127.0.0.1"
             )
+
+    @property
+    def served_hosts(self) -> frozenset[str]:
+        """Host header values that are served; empty for any."""
+        guarded = self.loopback and self.api_keys is None and not self.allowed_hosts
+        return frozenset({*LOOPBACK_HOSTS, self.host}) if guarded else frozenset(self.allowed_hosts)
 
     @property
     def loopback(self) -> bool:

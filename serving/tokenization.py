@@ -26,12 +26,15 @@ async def tokenize(service: InferenceService, body: TokenizeRequest, caller: Cal
         names = [service.text.token_text(token) for token in tokens] if body.return_token_strs else None
         return TokenizeResponse(len(tokens), info.max_model_len, tokens, names)
 
-    return await service.offload(caller, work)
+    return await service.offload(work, caller.small)
 
 
 async def detokenize(service: InferenceService, body: DetokenizeRequest, caller: Caller) -> DetokenizeResponse:
     """The text of token ids."""
     service.check_model(body.model)
     check_token_ids(body.tokens, service.engine.info, "tokens")
-    text = await service.offload(caller, lambda: service.text.decode(body.tokens, skip_special_tokens=False))
-    return DetokenizeResponse(text)
+
+    def work() -> DetokenizeResponse:
+        return DetokenizeResponse(service.text.decode(body.tokens, skip_special_tokens=False))
+
+    return await service.offload(work, caller.small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -70,8 +71,13 @@ def refuse_unsupported(body: BaseModel) -> None:
         elif name not in HARMLESS:
             unknown.append(name)
     if unknown:
-        names = ", ".join(ascii(name[:64]) for name in unknown[:_MAX_NAMES_LOGGED])
-        logger.warning("ignored %d unknown request field(s): %s", len(unknown), names)
+        _report(len(unknown), ", ".join(ascii(name[:64]) for name in unknown[:_MAX_NAMES_LOGGED]))
+
+
+@functools.lru_cache(maxsize=256)
+def _report(count: int, names: str) -> None:
+    """One line for each set of names, not for each request."""
+    logger.warning("ignored %d unknown request field(s): %s", count, names)
 
 
 def _same(value: Any, harmless: Any) -> bool:

@@ -212,7 +212,7 @@ def make_app():
 @pytest.fixture
 async def client(engine, make_app) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(make_app(engine))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 
@@ -221,7 +221,9 @@ def connect(make_app):
     """An in-process client over an engine and settings of the test's choice."""
 
     def connect(engine: FakeEngine, **settings: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(engine, **settings)), base_url="http://test")
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(make_app(engine, **settings)), base_url="http://localhost"
+        )
 
     return connect
 

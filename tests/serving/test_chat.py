@@ -184,6 +184,12 @@ async def test_nulls_mean_not_given(client, engine):
     assert engine.generations[0].sampling.temperature == 1.0
 
 
+async def test_whole_numbers_may_be_written_as_floats(client, engine):
+    await chat(client, max_tokens=3.0, n=2.0, seed=5.0)
+    assert engine.generations[0].sampling.max_tokens == 3
+    assert isinstance(engine.generations[1].sampling.seed, int)
+
+
 async def test_tools_are_left_alone_when_not_to_be_called(client):
     await chat(client, tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="none")
 

@@ -1,0 +1,118 @@
+"""The OpenAPI document and the server agree, whatever is sent; no body answers 5xx."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from serving.openai_requests import ChatCompletionRequest, CompletionRequest
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def api(make_app, fake):
+    engine = fake()
+    engine.answer = "ab"
+    return make_app(engine, allowed_hosts=("testserver", "localhost"))
+
+
+def conforms(api, mode, max_examples):
+    schema = schemathesis.openapi.from_asgi("/openapi.json", api)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 10
+
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and not operation.body:
+            continue
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        def check_case(case):
+            case.call_and_validate(checks=CHECKS)
+
+        check_case()
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_document_and_answers_agree(api, mode):
+    conforms(api, mode, max_examples=25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_document_and_answers_agree_at_length(api, mode):
+    conforms(api, mode, max_examples=500)
+
+
+def post(app, path, content):
+    async def send():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, content=content, headers={"content-type": "application/json"})
+
+    return asyncio.run(send())
+
+
+def bodies(model, valid):
+    names = sorted(set(model.model_fields) | {"tools", "audio", "frobnicate"})
+    return st.dictionaries(st.sampled_from(names), json_values, max_size=5).map(lambda changes: valid | changes)
+
+
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@given(bodies(ChatCompletionRequest, {"messages": [{"role": "user", "content": "x"}]}))
+@FUZZ
+def test_chat_bodies_never_break_the_server(api, body):
+    check(api, "/v1/chat/completions", body)
+
+
+@given(bodies(CompletionRequest, {"prompt": "x"}))
+@FUZZ
+def test_completion_bodies_never_break_the_server(api, body):
+    check(api, "/v1/completions", body)
+
+
+def check(api, path, body):
+    answer = post(api, path, json.dumps(body))
+    assert answer.status_code in (200, 400, 404), (answer.status_code, answer.text)
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+
+
+@given(st.binary(max_size=64) | st.text(max_size=64).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@example(b'{"messages": "\xed\xa0\x80"}')
+@FUZZ
+def test_bytes_never_break_the_server(api, body):
+    assert post(api, "/v1/completions", body).status_code == 400
