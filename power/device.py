@@ -35,15 +35,15 @@ class DeviceError(Exception):
     """A device call failed. `str(error)` says what happened and, where known, how to mend it."""
 
 
-class PermissionRefused(DeviceError):
+class PermissionRefusedError(DeviceError):
     """The caller lacks the privilege for this call."""
 
 
-class UnsupportedOperation(DeviceError):
+class UnsupportedOperationError(DeviceError):
     """The device or driver cannot do this."""
 
 
-class DeviceLost(DeviceError):
+class DeviceLostError(DeviceError):
     """The device has fallen off the bus or the driver is gone."""
 
 
@@ -125,7 +125,7 @@ class PowerDevice(Protocol):
     def info(self) -> DeviceInfo: ...
 
     def read(self) -> Reading:
-        """A full reading. Raises `DeviceLost` when the device is gone; missing fields are `None`."""
+        """A full reading. Raises `DeviceLostError` when the device is gone; missing fields are `None`."""
         ...
 
     def sample(self) -> Reading:

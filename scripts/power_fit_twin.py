@@ -37,7 +37,7 @@ from power.published import (
 from power.twin import Twin, decode_work, prefill_work
 
 PROFILES = Path(__file__).resolve().parent.parent / "power" / "profiles"
-PROMPT_TOKENS = 230
+PROMPT_TOKENS = 205
 GEMM_CLOCK_MHZ = 1455.0
 BARE = EngineProfile(name="bare", source="", fitted_on="", host_s=0.0, per_sequence_s=0.0)
 
@@ -76,7 +76,7 @@ H100_FIT = {  # name: (start, low, high)
 A100: dict[str, Any] = {
     "name": "a100-sxm",
     "product": "NVIDIA A100-SXM4-80GB",
-    "source": "NVIDIA data sheet; idle 63 W (Splitwise, ISCA 2024); voltage knee from the 1005 MHz sweet spot (VoltanaLLM)",
+    "source": "NVIDIA data sheet; idle 63 W (Splitwise, ISCA 2024); knee from VoltanaLLM's 1005 MHz sweet spot",
     "clock_min_mhz": 210,
     "clock_max_mhz": 1410,
     "idle_clock_mhz": 210,
@@ -119,7 +119,9 @@ def fit(residuals: Any, ranges: dict[str, tuple[float, float, float]]) -> dict[s
     return {name: float(f"{value:.4g}") for name, value in zip(ranges, found.x.tolist(), strict=True)}
 
 
-def build(base: dict[str, Any], values: dict[str, float], fitted_on: str, engine: str) -> tuple[GpuProfile, EngineProfile]:
+def build(
+    base: dict[str, Any], values: dict[str, float], fitted_on: str, engine: str
+) -> tuple[GpuProfile, EngineProfile]:
     """Split fitted values into the GPU's and the engine's."""
     physics = {name: value for name, value in values.items() if name not in ENGINE_FIELDS}
     overheads: dict[str, Any] = {name: value for name, value in values.items() if name in ENGINE_FIELDS}
@@ -139,7 +141,7 @@ def fit_h100() -> tuple[GpuProfile, EngineProfile]:
             if found.row.tensor_parallel > 1:
                 terms += [0.1 * found.power_percent / 100, 0.2 * found.itl_percent / 100]
             elif not found.row.held_out:
-                terms += [found.power_percent / 100, 1.5 * found.joules_percent / 100, 1.6 * found.itl_percent / 100]
+                terms += [found.power_percent / 100, 1.5 * found.joules_percent / 100, 1.9 * found.itl_percent / 100]
         for prompt, batch in ((2048, 1), (512, 16)):
             prefill, decode = cap_stretch(gpu, BARE, BARE_DECODE, prompt_tokens=prompt, batch=batch)
             terms += [2 * (prefill / SPLITWISE_PREFILL_STRETCH - 1), 2 * (decode / SPLITWISE_DECODE_STRETCH - 1)]
@@ -155,7 +157,9 @@ def fit_h100() -> tuple[GpuProfile, EngineProfile]:
     return build(H100, fit(residuals, H100_FIT), fitted_on, "vllm-0.11")
 
 
-BARE_DECODE = EngineProfile(name="", source="", fitted_on="", host_s=0.0, per_sequence_s=0.0, tensor_parallel_s=28e-3 / 80)
+BARE_DECODE = EngineProfile(
+    name="", source="", fitted_on="", host_s=0.0, per_sequence_s=0.0, tensor_parallel_s=28e-3 / 80
+)
 
 
 def best_clock(twin: Twin, batch: int) -> float:
@@ -188,7 +192,9 @@ def fit_phases(base: dict[str, Any], gpu: GpuProfile | None, engine: str) -> tup
     return assemble(fit(residuals, ranges))
 
 
-def phase_residuals(gpu: GpuProfile, engine: EngineProfile, rows: Any) -> list[tuple[float, float, float | None, float]]:
+def phase_residuals(
+    gpu: GpuProfile, engine: EngineProfile, rows: Any
+) -> list[tuple[float, float, float | None, float]]:
     """Relative errors of prompt time, token time and mean power for each row, and the decode power in W."""
     found = []
     for row in rows:

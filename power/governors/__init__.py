@@ -1,0 +1,1 @@
+"""Governors: pure functions of an observation that choose clocks, limits and admission."""
