@@ -274,7 +274,7 @@ class Attributor:
                 decode_j += decode * unit
         step_time = self._stepped_time(start, end)
         outside = joules - stepped
-        outside_idle = min(outside, idle_power * max(0.0, end - start - step_time))
+        outside_idle = min(max(outside, 0.0), idle_power * max(0.0, end - start - step_time))
         idle_j += outside_idle
         shared = self._share_idle(interval, idle_j, accounts)
         if books is not None:

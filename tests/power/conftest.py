@@ -36,3 +36,13 @@ def twin():
 @pytest.fixture
 def simulated(twin, clock):
     return SimulatedDevice(twin, clock=clock, exact_sensor=True)
+
+
+@pytest.fixture
+def fake(twin, tmp_path):
+    """A fake NVML with two GPUs, installed under nvidia-ml-py for the length of the test."""
+    from power.fake_nvml import FakeNvml
+
+    library = FakeNvml(twin, tmp_path / "gpus", count=2)
+    with library.installed():
+        yield library
