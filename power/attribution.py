@@ -1,0 +1,358 @@
+"""Joules of each request, from a device's energy counter and the work of the engine's steps.
+
+The rule, for each interval between two movements of the counter:
+1. the counter's delta is spread over the interval by the instant power samples;
+2. of each step's energy the idle share (idle power times its duration) is taken out;
+3. the rest is dynamic and goes to the requests of the step by modelled work (`power.work`), prefill and decode apart;
+4. idle energy is split equally among the requests resident at each moment; with none resident it is `idle`;
+5. what lies above idle outside any step is `unattributed` and reported.
+So requests + idle + unattributed = delta, always. A pause between two steps shorter than the sensor's window cannot
+be told from the steps by that sensor and counts to the step after it.
+
+Pure bookkeeping: no threads, no clock, no device. All times are monotonic seconds of one clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from power.books import Books, EnergySample, Meter, RequestEnergy
+from power.idle import IdleBaseline
+from power.quantities import Method, Source, root_sum_square, weakest
+from power.spread import Interval, Spread, integral
+from power.work import Share, WorkModel
+
+PATIENCE_S = 30.0
+GAP_S = 1.0
+STUCK_S = 5.0
+
+
+@dataclass(slots=True)
+class _Account:
+    admitted_s: float
+    retired_s: float | None = None
+    prefill_j: float = 0.0
+    decode_j: float = 0.0
+    idle_j: float = 0.0
+    estimated: bool = False
+    gap: bool = False
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    started_s: float
+    ended_s: float
+    weights: list[tuple[str, float, float]]
+    total: float
+
+
+class Attributor:
+    """Feed `on_sample`, `on_step`, `admit` and `retire` as they happen; take finished requests from `settled()`."""
+
+    def __init__(self, meter: Meter, work_model: WorkModel, idle: IdleBaseline) -> None:
+        self.meter = meter
+        self.books = Books()
+        self.idle = idle
+        self._work_model = work_model
+        self._accounts: dict[str, _Account] = {}
+        self._steps: deque[_Step] = deque()
+        self._intervals: deque[Interval] = deque()
+        self._done: list[RequestEnergy] = []
+        self._sample: EnergySample | None = None
+        self._counter: EnergySample | None = None
+        self._open: Interval | None = None
+        self._advance_credit_j = 0.0
+        self._stepped_until_s = float("-inf")
+        self._settled_until_s = float("-inf")
+        self._last_step_end_s = float("-inf")
+
+    def admit(self, request_id: str, time_s: float) -> None:
+        """From now on the request is resident: idle energy is shared with it."""
+        self._accounts.setdefault(request_id, _Account(time_s))
+
+    def on_step(self, started_s: float, ended_s: float, work: Sequence[Share]) -> None:
+        """One step and whose work it held. Unknown requests are admitted at its start."""
+        accounts = self._accounts
+        weights = self._work_model.weights(work)
+        for request_id, _, _ in weights:
+            if request_id not in accounts:
+                accounts[request_id] = _Account(started_s)
+        if started_s - self._stepped_until_s < self.meter.window_s:
+            started_s = self._stepped_until_s
+        total = 0.0
+        for _, prefill, decode in weights:
+            total += prefill + decode
+        self._steps.append(_Step(started_s, ended_s, weights, total))
+        self._stepped_until_s = max(self._stepped_until_s, ended_s)
+        self._last_step_end_s = ended_s
+        self._settle()
+
+    def retire(self, request_id: str, time_s: float) -> None:
+        """The request has left; its figure follows in `settled()` once the counter has caught up."""
+        account = self._accounts.get(request_id)
+        if account is not None and account.retired_s is None:
+            account.retired_s = time_s
+            self._settle()
+            self._release(self._settled_until_s)
+
+    def on_sample(self, sample: EnergySample, *, foreign: bool = False) -> None:
+        """A look at the sensor; `foreign` when other processes use the board. Samples must come in time order."""
+        previous, self._sample = self._sample, sample
+        if foreign:
+            self.books.foreign_samples += 1
+        self._watch_idle(sample)
+        if previous is None:
+            self._counter = sample if sample.energy_j is not None else None
+            self._open = Interval(sample.time_s, sample.time_s, 0.0)
+            return
+        current = self._open
+        assert current is not None
+        if sample.time_s <= previous.time_s:
+            return
+        current.foreign |= foreign
+        if sample.time_s - previous.time_s > GAP_S:
+            self.books.gaps += 1
+            current.gap = True
+        power = sample.power_w if sample.power_w is not None else previous.power_w
+        current.times.append(sample.time_s)
+        current.powers.append(power if power is not None else 1.0)
+        self._close_interval(current, sample, known_power=power is not None)
+        self._settle()
+
+    def settled(self) -> list[RequestEnergy]:
+        """Requests whose whole life the counter has covered since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def request_energy(self, request_id: str, now_s: float) -> RequestEnergy | None:
+        """The figure of a request as known now, its unsettled tail priced at measured power; `None` if unknown."""
+        account = self._accounts.get(request_id)
+        if account is None:
+            return None
+        tail = _Account(account.admitted_s, account.retired_s)
+        pending = list(self._intervals)
+        frontier = pending[-1].end_s if pending else max(self._settled_until_s, account.admitted_s)
+        last_power = self._sample.power_w if self._sample is not None else None
+        if now_s > frontier and last_power is not None:
+            joules = last_power * (now_s - frontier)
+            pending.append(Interval(frontier, now_s, joules, [now_s], [last_power]))
+        for interval in pending:
+            self._divide(interval, {request_id: tail}, None)
+        whole = _Account(
+            account.admitted_s,
+            account.retired_s,
+            account.prefill_j + tail.prefill_j,
+            account.decode_j + tail.decode_j,
+            account.idle_j + tail.idle_j,
+            account.estimated,
+            account.gap,
+            account.foreign,
+        )
+        return self._result(request_id, whole, account.retired_s or now_s, settled=False)
+
+    @property
+    def resident_requests(self) -> int:
+        return sum(account.retired_s is None for account in self._accounts.values())
+
+    @property
+    def settled_until_s(self) -> float | None:
+        """Up to when energy has been handed out; `None` before the first interval."""
+        return self._settled_until_s if self._settled_until_s > float("-inf") else None
+
+    def _close_interval(self, current: Interval, sample: EnergySample, *, known_power: bool) -> None:
+        integrated_j = integral(current)
+        counter = self._counter
+        if counter is None or counter.energy_j is None:
+            if sample.energy_j is not None:
+                self._counter = sample
+            if known_power:
+                self._finish_interval(sample, integrated_j, estimated=True)
+            return
+        if sample.energy_j is None:
+            return
+        delta = sample.energy_j - counter.energy_j
+        if delta > 0:
+            credit = min(self._advance_credit_j, delta)
+            self._advance_credit_j -= credit
+            self._finish_interval(sample, delta - credit, estimated=False)
+            self._counter = sample
+        elif delta < 0:
+            self.books.counter_resets += 1
+            self._advance_credit_j = 0.0
+            self._finish_interval(sample, integrated_j if known_power else 0.0, estimated=True)
+            self._counter = sample
+        elif known_power and integrated_j > 0 and sample.time_s - current.start_s > STUCK_S:
+            self.books.stuck += 1
+            self._advance_credit_j += integrated_j
+            self._finish_interval(sample, integrated_j, estimated=True)
+
+    def _finish_interval(self, sample: EnergySample, joules: float, *, estimated: bool) -> None:
+        current = self._open
+        assert current is not None
+        current.end_s, current.joules, current.estimated = sample.time_s, joules, estimated
+        self._intervals.append(current)
+        self._open = Interval(sample.time_s, sample.time_s, 0.0)
+
+    def _watch_idle(self, sample: EnergySample) -> None:
+        if self._accounts or sample.power_w is None:
+            self.idle.busy(sample.time_s)
+        else:
+            self.idle.observe(sample.time_s, sample.power_w)
+
+    def _settle(self) -> None:
+        """Hand out every interval whose steps are all known: a later step has ended, or nothing is running."""
+        while self._intervals:
+            interval = self._intervals[0]
+            if self._last_step_end_s < interval.end_s and self._running_in(interval):
+                newest = self._intervals[-1].end_s
+                if newest - interval.end_s < PATIENCE_S:
+                    return
+            self._intervals.popleft()
+            books = self.books
+            books.counter_j += interval.joules
+            if interval.estimated:
+                books.estimated_j += interval.joules
+            self._divide(interval, self._accounts, books)
+            self._settled_until_s = interval.end_s
+            while self._steps and self._steps[0].ended_s <= interval.end_s:
+                self._steps.popleft()
+            self._release(interval.end_s)
+
+    def _running_in(self, interval: Interval) -> bool:
+        return any(
+            account.admitted_s < interval.end_s and account.retired_s is None for account in self._accounts.values()
+        )
+
+    def _release(self, until_s: float) -> None:
+        done = [
+            request_id
+            for request_id, account in self._accounts.items()
+            if account.retired_s is not None and account.retired_s <= until_s
+        ]
+        for request_id in done:
+            account = self._accounts.pop(request_id)
+            assert account.retired_s is not None
+            self._done.append(self._result(request_id, account, account.retired_s, settled=True))
+
+    def _divide(self, interval: Interval, accounts: dict[str, _Account], books: Books | None) -> None:
+        """Hand an interval's joules to `accounts`; totals go to `books`. With a partial `accounts` (a preview of
+        one request) the others' parts are worked out and dropped."""
+        start, end, joules = interval.start_s, interval.end_s, interval.joules
+        spread = Spread(interval)
+        idle_power = self.idle.power_w or 0.0
+        idle_j = prefill_j = decode_j = stepped = ownerless = 0.0
+        covered = start
+        for step in self._steps:
+            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
+            if step.started_s >= end:
+                break
+            if stop <= begin:
+                continue
+            covered = stop
+            energy = spread.joules(begin, stop)
+            idle = min(energy, idle_power * (stop - begin))
+            stepped += energy
+            dynamic = energy - idle
+            idle_j += idle
+            if step.total <= 0.0:
+                ownerless += dynamic
+                continue
+            unit = dynamic / step.total
+            for request_id, prefill, decode in step.weights:
+                account = accounts.get(request_id)
+                if account is None:
+                    ownerless += (prefill + decode) * unit
+                    continue
+                if prefill:
+                    account.prefill_j += prefill * unit
+                    prefill_j += prefill * unit
+                account.decode_j += decode * unit
+                decode_j += decode * unit
+        step_time = self._stepped_time(start, end)
+        outside = joules - stepped
+        outside_idle = min(max(outside, 0.0), idle_power * max(0.0, end - start - step_time))
+        idle_j += outside_idle
+        shared = self._share_idle(interval, idle_j, accounts)
+        if books is not None:
+            books.prefill_j += prefill_j
+            books.decode_j += decode_j
+            books.request_idle_j += shared
+            books.idle_j += idle_j - shared
+            books.unattributed_j += outside - outside_idle + ownerless
+
+    def _stepped_time(self, start: float, end: float) -> float:
+        total, covered = 0.0, start
+        for step in self._steps:
+            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
+            if stop > begin:
+                total += stop - begin
+                covered = stop
+        return total
+
+    def _share_idle(self, interval: Interval, idle_j: float, accounts: dict[str, _Account]) -> float:
+        """Split idle joules over the interval's residents, piece by piece between arrivals and departures."""
+        start, end = interval.start_s, interval.end_s
+        span = end - start
+        residents: list[tuple[float, float, _Account | None]] = []
+        edges = {start, end}
+        for request_id, everyone in self._accounts.items():
+            begin = max(everyone.admitted_s, start)
+            stop = end if everyone.retired_s is None else min(everyone.retired_s, end)
+            if stop <= begin:
+                continue
+            account = accounts.get(request_id)
+            residents.append((begin, stop, account))
+            edges.add(begin)
+            edges.add(stop)
+            if account is not None:
+                account.estimated |= interval.estimated
+                account.gap |= interval.gap
+                account.foreign |= interval.foreign
+        if not residents or span <= 0.0 or idle_j == 0.0:
+            return 0.0
+        shared = 0.0
+        cuts = sorted(edges)
+        for left, right in pairwise(cuts):
+            present = [account for begin, stop, account in residents if begin <= left and stop >= right]
+            if not present:
+                continue
+            each = idle_j * (right - left) / span / len(present)
+            for account in present:
+                if account is not None:
+                    account.idle_j += each
+                    shared += each
+        return shared
+
+    def _result(self, request_id: str, account: _Account, ended_s: float, *, settled: bool) -> RequestEnergy:
+        duration = max(0.0, ended_s - account.admitted_s)
+        warnings = []
+        timing: float | None = 100.0 * min(1.0, self.meter.update_s / (2 * duration)) if duration > 0 else 100.0
+        if account.foreign:
+            warnings.append("other processes used the board; their energy cannot be told apart")
+            timing = None
+        if account.gap:
+            warnings.append("samples are missing; energy was spread over a gap")
+        if account.estimated and self.meter.source == Source.NVML_COUNTER:
+            warnings.append("part of the energy was integrated from power samples")
+        method = self.meter.method
+        if account.estimated or not settled:
+            method = weakest([method, Method.ESTIMATED]) or method
+        idle_known = self.idle.power_w is not None
+        return RequestEnergy(
+            request_id=request_id,
+            prefill_j=account.prefill_j,
+            decode_j=account.decode_j,
+            idle_j=account.idle_j if idle_known else None,
+            method=method,
+            source=self.meter.source,
+            scope=self.meter.scope,
+            duration_s=duration,
+            uncertainty_percent=root_sum_square([self.meter.gain_error_percent, timing]),
+            settled=settled,
+            idle_reason=None if idle_known else "the board has not been seen idle and no idle power is configured",
+            warnings=tuple(warnings),
+        )

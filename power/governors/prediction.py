@@ -1,0 +1,99 @@
+"""What the twin says of a clock: latency and J/token for the engine's present load.
+
+Arrivals do not slow down with the clock, so at a lower clock more sequences run at once (Little's law): the batch
+is scaled with the step time until both agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from power.governors.base import EngineView
+from power.twin import Demand, StepWork, Twin, combine, decode_work, prefill_work
+
+ITERATIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Predicted for one clock. `feasible_load` is false when the batch would outgrow the engine's limit."""
+
+    clock_mhz: int
+    ttft_s: float
+    tpot_s: float
+    joules_per_token: float
+    power_w: float
+    feasible_load: bool
+
+
+def step_of(engine: EngineView, running: float, step_s: float) -> StepWork:
+    """A mean step: every running sequence draws a token, and the prompts that arrive meanwhile are computed."""
+    prompt = min(engine.prompt_tokens_per_s * step_s, float(engine.max_step_tokens))
+    context = engine.kv_tokens / max(engine.running, 1)
+    decode = decode_work(max(1, round(running)), context)
+    if prompt < 1.0:
+        return decode
+    sequences = prompt / max(engine.prompt_p99_tokens / 2, 1)
+    pairs = prompt * engine.prompt_p99_tokens / 4
+    return combine([decode, StepWork(round(prompt), round(sequences), round(prompt), pairs)])
+
+
+def forecast(twin: Twin, engine: EngineView, clock_mhz: int, now_mhz: int, correction: float) -> Forecast:
+    """Latency at `clock_mhz` for a load now served at `now_mhz`; `correction` is measured over predicted step time."""
+    running = float(max(engine.running, 1))
+    now_s = _steady_step(twin, engine, running, now_mhz)
+    step_s, batch = now_s, running
+    for _ in range(ITERATIONS):
+        step_s = _predict_s(twin, twin.demand(step_of(engine, batch, step_s)), clock_mhz)
+        batch = running * step_s / now_s if now_s > 0 else running
+        if batch > engine.max_running:
+            break
+    work = step_of(engine, min(batch, engine.max_running), step_s)
+    step = twin.predict(work, clock_mhz)
+    tpot = step.duration_s * correction
+    chunk = max(1, engine.max_step_tokens - round(batch))
+    backlog = engine.waiting_tokens
+    waited = engine.oldest_wait_s if engine.waiting_tokens else 0.0
+    ttft = waited + _prefill_s(twin, engine, backlog, chunk, clock_mhz) * correction if backlog else 0.0
+    fresh = tpot + _prefill_s(twin, engine, backlog + engine.prompt_p99_tokens, chunk, clock_mhz) * correction
+    return Forecast(
+        clock_mhz=clock_mhz,
+        ttft_s=max(ttft, fresh),
+        tpot_s=tpot,
+        joules_per_token=step.energy_j / max(1.0, min(batch, engine.max_running)),
+        power_w=step.power_w,
+        feasible_load=batch <= engine.max_running,
+    )
+
+
+def predicted_step_s(twin: Twin, engine: EngineView, clock_mhz: float) -> float:
+    """The step the twin expects now, to be compared with the measured one."""
+    context = engine.kv_tokens / max(engine.running, 1)
+    parts = [decode_work(engine.running, context)] if engine.running else []
+    if engine.step_tokens >= 1.0:
+        parts.append(prefill_work(round(engine.step_tokens), 1))
+    return twin.predict(combine(parts), clock_mhz).duration_s
+
+
+def _steady_step(twin: Twin, engine: EngineView, running: float, clock_mhz: int) -> float:
+    step_s = 0.01
+    for _ in range(ITERATIONS):
+        step_s = _predict_s(twin, twin.demand(step_of(engine, running, step_s)), clock_mhz)
+    return step_s
+
+
+def _prefill_s(twin: Twin, engine: EngineView, tokens: int, chunk: int, clock_mhz: int) -> float:
+    """Time to compute `tokens` of prompts beside the running sequences, `chunk` for each step."""
+    context = engine.kv_tokens / max(engine.running, 1)
+    decode = [decode_work(engine.running, context)] if engine.running else []
+    whole, rest = divmod(tokens, chunk)
+    total = 0.0
+    for count, size in ((whole, chunk), (1 if rest else 0, rest)):
+        if count:
+            step = twin.demand(combine([*decode, prefill_work(size, 1)]))
+            total += count * _predict_s(twin, step, clock_mhz)
+    return total
+
+
+def _predict_s(twin: Twin, demand: Demand, clock_mhz: int) -> float:
+    return twin.predict_demand(demand, clock_mhz / twin.gpu.clock_max_mhz).duration_s

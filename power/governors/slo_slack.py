@@ -1,0 +1,112 @@
+"""`slo_slack`: the clock with the least energy that the twin expects to keep TTFT and TPOT within the SLO.
+
+The twin is corrected online by measured step times. Anything that makes the prediction doubtful gives the
+driver's default: no engine view, no SLO, a correction far from 1, latencies already near the SLO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from power.governors.base import Decision, EngineView, Memory, Observation, Setpoint, Slo
+from power.governors.prediction import Forecast, forecast, predicted_step_s
+from power.governors.stability import Bounds, Stability, unsure
+from power.twin import Twin
+
+
+@dataclass(frozen=True, slots=True)
+class SloSlackGovernor:
+    """`margin`: share of the SLO a prediction may use; `guard`: share at which measured latency ends the slack for
+    `guard_s`; `learning`: weight of a new step-time ratio; `trusted`: corrections outside are not believed."""
+
+    twin: Twin
+    bounds: Bounds = field(default_factory=Bounds)
+    stability: Stability = field(default_factory=Stability)
+    margin: float = 0.8
+    guard: float = 0.97
+    guard_s: float = 5.0
+    learning: float = 0.2
+    trusted: tuple[float, float] = (0.3, 3.0)
+    name: str = "slo_slack"
+
+    def decide(self, observation: Observation) -> Decision:
+        engine, slo, memory = observation.engine, observation.slo, observation.memory
+        if engine is None or slo is None or not observation.clocks_mhz:
+            missing = "no engine view" if engine is None else "no SLO" if slo is None else "no supported clocks"
+            return unsure(observation, memory, missing, self.bounds, self.stability)
+        memory = self.corrected(observation, engine, memory)
+        low, high = self.trusted
+        if not low <= memory.step_correction <= high:
+            reason = f"measured steps are {memory.step_correction:.2f} times the predicted"
+            return unsure(observation, memory, reason, self.bounds, self.stability)
+        breach = over_slo(engine, slo, self.guard)
+        if breach is not None:
+            memory = replace(memory, guard_until_s=observation.time_s + self.guard_s)
+        if observation.time_s < memory.guard_until_s:
+            reason = breach or "latency was near the SLO"
+            return unsure(observation, memory, reason, self.bounds, self.stability)
+        chosen = self.choose(observation, engine, slo, memory.step_correction)
+        if chosen is None:
+            return unsure(observation, memory, "no clock keeps the SLO", self.bounds, self.stability)
+        reason = f"predicted TTFT {chosen.ttft_s * 1e3:.0f} ms, TPOT {chosen.tpot_s * 1e3:.1f} ms"
+        now = forecast(self.twin, engine, observation.current_mhz, observation.current_mhz, memory.step_correction)
+        saving_w = now.power_w - chosen.power_w
+        wanted = Setpoint(chosen.clock_mhz)
+        return self.stability.settle(observation, wanted, memory, reason, self.bounds, saving_w)
+
+    def choose(self, observation: Observation, engine: EngineView, slo: Slo, correction: float) -> Forecast | None:
+        """The cheapest forecast among those that keep the SLO; `None` when none does.
+
+        Latency falls with the clock, so the feasible clocks are found by bisection and then walked upwards while
+        the energy falls.
+        """
+        clocks = observation.clocks_mhz
+        floor = self.bounds.min_mhz or 0
+        candidates = [clock for clock in clocks if clock >= floor]
+        now = observation.current_mhz
+
+        def look(index: int) -> Forecast:
+            return forecast(self.twin, engine, candidates[index], now, correction)
+
+        def keeps(found: Forecast) -> bool:
+            fits = found.ttft_s <= self.margin * slo.ttft_s and found.tpot_s <= self.margin * slo.tpot_s
+            return fits and found.feasible_load
+
+        if not candidates or not keeps(look(len(candidates) - 1)):
+            return None
+        low, high = 0, len(candidates) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if keeps(look(middle)) else (middle + 1, high)
+        best = look(low)
+        stride = max(1, len(candidates) // 40)
+        for index in range(low + stride, len(candidates), stride):
+            found = look(index)
+            if found.joules_per_token > best.joules_per_token:
+                break
+            best = found
+        return best
+
+    def corrected(self, observation: Observation, engine: EngineView, memory: Memory) -> Memory:
+        """Fold the latest measured step time into the correction."""
+        if engine.step_s is None or (engine.running == 0 and engine.step_tokens < 1.0):
+            return memory
+        reading = observation.reading
+        clock = reading.sm_clock_mhz if reading is not None and reading.sm_clock_mhz else observation.current_mhz
+        expected = predicted_step_s(self.twin, engine, clock)
+        if expected <= 0.0:
+            return memory
+        ratio = min(10.0, max(0.1, engine.step_s / expected))
+        blended = memory.step_correction + self.learning * (ratio - memory.step_correction)
+        return replace(memory, step_correction=blended)
+
+
+def over_slo(engine: EngineView, slo: Slo, share: float) -> str | None:
+    """Which measured latency has passed `share` of its SLO."""
+    if engine.tpot_p99_s is not None and engine.tpot_p99_s > share * slo.tpot_s:
+        return f"measured TPOT p99 {engine.tpot_p99_s * 1e3:.1f} ms is at the SLO"
+    if engine.ttft_p99_s is not None and engine.ttft_p99_s > share * slo.ttft_s:
+        return f"measured TTFT p99 {engine.ttft_p99_s * 1e3:.0f} ms is at the SLO"
+    if engine.oldest_wait_s > share * slo.ttft_s:
+        return f"a request has waited {engine.oldest_wait_s * 1e3:.0f} ms"
+    return None

@@ -1,0 +1,1 @@
+"""Parameter sets of the twin, one JSON file each; read with `power.profile`."""

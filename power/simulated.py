@@ -1,0 +1,175 @@
+"""`SimulatedDevice`: a power device on the twin. The running engine's phase mix drives its power."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from power.board import Board
+from power.device import Capability, DeviceInfo, PowerLimits, Reading
+from power.quantities import Clock, Method, Scope, Source
+from power.twin import Demand, StepWork, Twin
+
+ALL_CAPABILITIES = frozenset({Capability.READ, Capability.CAP, Capability.CLOCKS})
+_MIN_HOLD_S = 0.02
+
+
+@dataclass(slots=True)
+class _LastStep:
+    demand: Demand
+    ended_s: float
+    hold_s: float
+
+
+class SimulatedDevice:
+    """A GPU that does not exist, fed with the work of an engine that does.
+
+    Call `on_step` after each engine step: the time it spans draws the power the twin predicts for that mix of
+    work at the clock in force. Between a step's end and the next report the last mix is held for as long as a
+    step usually takes, so that readings during a long step are not idle; after that the board is idle.
+    `stretch_factor` tells how much longer the engine must make its steps so that a lower clock can be felt.
+    Thread-safe. Works on any monotonic clock, real or virtual.
+    """
+
+    def __init__(
+        self,
+        twin: Twin,
+        *,
+        ordinal: int = 0,
+        clock: Clock = time.monotonic,
+        exact_sensor: bool = False,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        gpu = twin.gpu
+        digest = hashlib.sha256(f"{gpu.name}/{ordinal}".encode()).hexdigest()
+        uuid = f"SIM-{gpu.name}-{ordinal}-{digest[:8]}"
+        self.twin = twin
+        self.board = Board(twin, uuid, start_s=clock(), exact_sensor=exact_sensor)
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._last: _LastStep | None = None
+        notes = (f"simulated from profile {gpu.name} (fitted on: {gpu.fitted_on})",)
+        self._info = DeviceInfo(
+            uuid=uuid,
+            name=f"simulated {gpu.product}",
+            kind="simulated",
+            method=Method.SIMULATED,
+            source=Source.TWIN,
+            scope=Scope.GPU,
+            capabilities=ALL_CAPABILITIES,
+            limits=PowerLimits(gpu.limit_min_w, gpu.limit_max_w, gpu.limit_default_w),
+            clocks_mhz=gpu.clocks_mhz,
+            counter_resolution_j=gpu.sensor.counter_resolution_j,
+            gain_error_percent=0.0 if exact_sensor else gpu.sensor.gain_error_percent,
+            notes=notes + ((gpu.provisional,) if gpu.provisional else ()),
+        )
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._info
+
+    def on_step(self, work: StepWork, started_s: float, ended_s: float) -> None:
+        """Account one step of the engine, `started_s` to `ended_s` on the device's clock."""
+        demand = self.twin.demand(work)
+        with self._lock:
+            if started_s > self.board.state.time_s:
+                self._advance(started_s)
+            self.board.advance(ended_s, None if work.empty else demand)
+            self._last = None if work.empty else _LastStep(demand, ended_s, max(_MIN_HOLD_S, ended_s - started_s))
+
+    def quiet(self, time_s: float) -> None:
+        """Nothing is running from `time_s` on: do not hold the last step's load."""
+        with self._lock:
+            if self._last is not None:
+                self._last.hold_s = min(self._last.hold_s, max(0.0, time_s - self._last.ended_s))
+
+    def stretch_factor(self, work: StepWork) -> float:
+        """How many times longer a step with this work takes at the present clock than at the top clock, at least 1."""
+        with self._lock:
+            self._advance(self._clock())
+            state = self.board.state
+            busy_clock = min(self.board.target_clock(busy=True), state.ceiling_mhz)
+        return max(1.0, self.twin.stretch(work, busy_clock))
+
+    def read(self) -> Reading:
+        with self._lock:
+            now = self._clock()
+            self._advance(now)
+            state = self.board.state
+            return Reading(
+                time_s=now,
+                power_w=state.shown_power_w,
+                power_average_w=state.shown_average_w,
+                energy_j=state.shown_energy_j,
+                sm_clock_mhz=state.clock_mhz,
+                memory_clock_mhz=float(self.twin.gpu.memory_clock_mhz),
+                temperature_c=state.temperature_c,
+                utilisation=state.busy,
+                memory_total_bytes=self.twin.gpu.memory_bytes,
+                power_limit_w=state.limit_w,
+                enforced_limit_w=state.limit_w,
+                clock_reasons=self.board.clock_reasons(),
+                foreign_processes=0,
+            )
+
+    def sample(self) -> Reading:
+        with self._lock:
+            now = self._clock()
+            self._advance(now)
+            state = self.board.state
+            return Reading(time_s=now, power_w=state.shown_power_w, energy_j=state.shown_energy_j)
+
+    def set_power_limit(self, watts: float) -> float | None:
+        limits = self._info.limits
+        assert limits is not None
+        if limits.clamp(watts) != watts:
+            raise ValueError(f"power limit {watts:g} W is outside {limits.min_w:g} to {limits.max_w:g} W")
+        with self._lock:
+            self._advance(self._clock())
+            self.board.set_limit(watts)
+            latency = self.board.draw_latency_s()
+        self._wait(latency)
+        return watts
+
+    def lock_clocks(self, min_mhz: int, max_mhz: int) -> float | None:
+        if min_mhz > max_mhz or {min_mhz, max_mhz} - set(self._info.clocks_mhz):
+            raise ValueError(f"clock range {min_mhz} to {max_mhz} MHz is not on the device's list of supported clocks")
+        with self._lock:
+            self._advance(self._clock())
+            latency = self.board.set_lock(min_mhz, max_mhz)
+        self._wait(latency)
+        return float(max_mhz) if self._sleep is None else self.read().sm_clock_mhz
+
+    def reset_clocks(self) -> None:
+        with self._lock:
+            self._advance(self._clock())
+            latency = self.board.set_lock(None, None)
+        self._wait(latency)
+
+    def close(self) -> None:
+        return None
+
+    def _advance(self, now: float) -> None:
+        last = self._last
+        if last is not None:
+            held_until = last.ended_s + last.hold_s
+            self.board.advance(min(now, held_until), last.demand)
+            if now >= held_until:
+                self._last = None
+        self.board.advance(now, None)
+
+    def _wait(self, seconds: float) -> None:
+        if self._sleep is not None:
+            self._sleep(seconds)
+
+
+def simulated_twin(profile: str, model: str, *, engine: str = "vllm-0.11", tensor_parallel: int = 1) -> Twin:
+    """The twin for a profile name (`h100-sxm`) or file and a model shape's name."""
+    from power.model_shape import model_shape
+    from power.profile import load_engine, load_profile
+
+    return Twin(load_profile(profile), load_engine(engine), model_shape(model), tensor_parallel)

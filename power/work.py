@@ -1,0 +1,103 @@
+"""How much of a step's dynamic energy each request's work is worth, relative to the others.
+
+Prefill counts its FLOPs, decode its FLOPs and the keys and values it reads; the weights, read once in each step,
+are shared equally by the decoding requests (that is what batching amortises), or by prompts in proportion to
+their tokens where nothing decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from power.model_shape import ModelShape
+from power.profile import GpuProfile
+from power.twin import StepWork
+
+
+class Share(Protocol):
+    """One request's part in a step. `kv_tokens_read` is the context its queries attended to."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def prefill_tokens(self) -> int: ...
+    @property
+    def decode_tokens(self) -> int: ...
+    @property
+    def kv_tokens_read(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkShare:
+    """A plain `Share`."""
+
+    request_id: str
+    prefill_tokens: int
+    decode_tokens: int
+    kv_tokens_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkModel:
+    """Relative cost (joules up to a common factor) of a token's FLOPs, of a query-key pair, of a cached token read
+    and of streaming all weights once."""
+
+    token_cost: float
+    pair_cost: float
+    kv_cost: float
+    weights_cost: float
+
+    @classmethod
+    def of(cls, gpu: GpuProfile, shape: ModelShape) -> WorkModel:
+        """From a GPU's joules for each FLOP and byte at the top clock."""
+        flop_j = (gpu.compute_w + gpu.active_w) / (gpu.peak_flops * gpu.compute_efficiency)
+        byte_j = (gpu.memory_w + gpu.active_w) / (gpu.memory_bytes_per_s * gpu.memory_efficiency)
+        return cls(
+            token_cost=shape.flops_per_token * flop_j,
+            pair_cost=shape.attention_flops_per_pair * flop_j,
+            kv_cost=shape.kv_bytes_per_token * byte_j,
+            weights_cost=shape.streamed_bytes * byte_j,
+        )
+
+    def weights(self, work: Sequence[Share]) -> list[tuple[str, float, float]]:
+        """For each share `(request id, prefill weight, decode weight)`."""
+        decoding = prompt_tokens = 0
+        for share in work:
+            if share.prefill_tokens:
+                prompt_tokens += share.prefill_tokens
+            if share.decode_tokens:
+                decoding += 1
+        per_decode = self.weights_cost / decoding if decoding else 0.0
+        per_prompt_token = self.weights_cost / prompt_tokens if prompt_tokens and not decoding else 0.0
+        token_cost, cached_cost = self.token_cost, self.kv_cost + self.pair_cost
+        result = []
+        for share in work:
+            prefill, decode = share.prefill_tokens, share.decode_tokens
+            context = share.kv_tokens_read
+            if not prefill:
+                cost = decode * token_cost + context * cached_cost + per_decode if decode else 0.0
+                result.append((share.request_id, 0.0, cost))
+                continue
+            pairs = prefill * max(context - prefill / 2, prefill / 2)
+            cost = prefill * (token_cost + per_prompt_token) + pairs * self.pair_cost + context * self.kv_cost
+            result.append((share.request_id, cost, decode * token_cost + per_decode if decode else 0.0))
+        return result
+
+
+def step_work(work: Iterable[Share]) -> StepWork:
+    """The twin's view of a step, from the shares of its requests."""
+    prefill_tokens = prefill_sequences = prefill_kv = decode_sequences = decode_kv = 0
+    pairs = 0.0
+    for share in work:
+        prefill, context = share.prefill_tokens, share.kv_tokens_read
+        if prefill:
+            prefill_tokens += prefill
+            prefill_sequences += 1
+            prefill_kv += context
+            pairs += prefill * max(context - prefill / 2, prefill / 2)
+        if share.decode_tokens:
+            decode_sequences += share.decode_tokens
+            decode_kv += context if not prefill else 0
+    return StepWork(prefill_tokens, prefill_sequences, prefill_kv, pairs, decode_sequences, decode_kv)
