@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linprog
 
-from carbon.optimizer.mix import DirectiveMix, check_levels, mix_of
+from carbon.optimizer.mix import DirectiveMix, check_levels, mix_of, only_level
 
 SPROUT_TOLERANCE = 0.1
 SPROUT_EMBODIED_G_PER_S = 26_356.568 / (5 * 365 * 24 * 3600)
@@ -54,10 +54,11 @@ def sprout_mix(
     quality = check_levels("preference", preference, energy.size)
     grams = g_per_kwh * energy + embodied_g_per_s * time
     share = quality_share(g_per_kwh, lowest_g_per_kwh, highest_g_per_kwh, tolerance)
-    # Grams of a request are around 1e-2; HiGHS' tolerances are absolute, so the objective is scaled to L0's cost.
-    scale = float(grams.max()) or 1.0
+    # HiGHS' tolerances are absolute and grams of a request are around 1e-2: the objective is brought to 0..1,
+    # which moves no optimum because the probabilities sum to 1.
+    spread = float(np.ptp(grams)) or 1.0
     solved = linprog(
-        grams / scale,
+        (grams - grams.min()) / spread,
         A_ub=-quality[np.newaxis, :],
         b_ub=[-share * quality[0]],
         A_eq=np.ones((1, energy.size)),
@@ -66,4 +67,5 @@ def sprout_mix(
         method="highs",
     )
     assert solved.success, f"L0 alone is feasible, yet HiGHS says: {solved.message}"
-    return mix_of(solved.x, grams, quality)
+    mix = mix_of(solved.x, grams, quality)
+    return mix if mix.saving >= 0.0 else only_level(0, grams, quality)
