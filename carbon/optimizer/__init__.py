@@ -1,0 +1,1 @@
+"""Which share of requests gets which directive level: pure functions over plain numbers, solved with HiGHS."""
