@@ -1,0 +1,1 @@
+"""Triton kernels for NVIDIA GPUs (sm_80 and later), one family a file; `ops` has the functions the engine calls."""

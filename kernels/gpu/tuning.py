@@ -1,0 +1,152 @@
+"""Meta-parameters of the kernels: a table by architecture and simple rules, no autotuner at run time.
+
+Every row of the table is derived from shared-memory and register budgets that the compile gate checks; none has been
+measured on a card yet. `gridserve bench kernels --sweep FILE` measures the candidates and writes a table in the same
+form, which `load_table` reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+MEASURED_ON: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTraits:
+    """What the rules need to know of a card: compute capability, times ten plus minor, and its SM count."""
+
+    capability: int
+    num_sms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """`tile` keys a step; splits grow until `programs_per_sm` fill the card, each of at least `min_split` keys."""
+
+    tile: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    min_split: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """`block_m` rows (tokens x heads of a group) against `tile` keys a step."""
+
+    block_m: int
+    tile: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """`block_m` tokens by `block_n` outputs, `block_k` inputs a step."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+
+
+# Keyed (oldest capability it serves, bytes of one cache element at most, head_dim at most). Triton's pipeliner keeps
+# `num_stages - 3` further tiles in flight where the address of a tile comes from a loaded block number. sm_120 has the
+# shared memory of sm_89, so it takes that table again.
+_DECODE_SMALL: dict[tuple[int, int], DecodeConfig] = {
+    (1, 128): DecodeConfig(tile=64, num_warps=4, num_stages=5, programs_per_sm=2),
+    (2, 128): DecodeConfig(tile=32, num_warps=4, num_stages=5, programs_per_sm=2),
+    (4, 128): DecodeConfig(tile=32, num_warps=4, num_stages=3, programs_per_sm=1),
+    (4, 256): DecodeConfig(tile=16, num_warps=4, num_stages=3, programs_per_sm=1),
+}
+DECODE: dict[tuple[int, int, int], DecodeConfig] = {
+    **{(80, *key): config for key, config in _DECODE_SMALL.items()},
+    (90, 2, 128): DecodeConfig(tile=64, num_warps=4, num_stages=5, programs_per_sm=2),
+    **{(120, *key): config for key, config in _DECODE_SMALL.items()},
+}
+_PREFILL_SMALL: dict[tuple[int, int], PrefillConfig] = {
+    (1, 128): PrefillConfig(block_m=64, tile=64, num_warps=8, num_stages=3),
+    (2, 64): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
+    (2, 128): PrefillConfig(block_m=128, tile=32, num_warps=8, num_stages=3),
+    (4, 256): PrefillConfig(block_m=32, tile=16, num_warps=4, num_stages=1),
+}
+PREFILL: dict[tuple[int, int, int], PrefillConfig] = {
+    **{(80, *key): config for key, config in _PREFILL_SMALL.items()},
+    (90, 1, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
+    (90, 2, 64): PrefillConfig(block_m=128, tile=128, num_warps=8, num_stages=3),
+    (90, 2, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
+    **{(120, *key): config for key, config in _PREFILL_SMALL.items()},
+}
+# One split size for every batch in deterministic mode, in keys.
+FIXED_SPLIT = 1024
+MAX_SPLITS = 64
+
+_deterministic = False
+# Stands in for tensors that are on no card: under the interpreter and when compiling without one.
+assumed_traits = DeviceTraits(capability=90, num_sms=132)
+
+
+def set_deterministic(enabled: bool) -> None:
+    """Fixed split sizes and one linear configuration: a row's result no longer depends on the rest of its batch."""
+    global _deterministic
+    _deterministic = enabled
+
+
+def deterministic() -> bool:
+    return _deterministic
+
+
+@functools.cache
+def _cuda_traits(device: torch.device) -> DeviceTraits:
+    properties = torch.cuda.get_device_properties(device)
+    return DeviceTraits(properties.major * 10 + properties.minor, properties.multi_processor_count)
+
+
+def traits(device: torch.device) -> DeviceTraits:
+    return _cuda_traits(device) if device.type == "cuda" else assumed_traits
+
+
+Config = TypeVar("Config")
+
+
+def _pick(table: dict[tuple[int, int, int], Config], capability: int, element_bytes: int, head_dim: int) -> Config:
+    """The tightest entry that covers the element size and head dimension, of the newest architecture not past ours."""
+    fits = [key for key in table if key[0] <= capability and key[1] >= element_bytes and key[2] >= head_dim]
+    if not fits:
+        raise ValueError(
+            f"no kernel configuration for head_dim={head_dim} with {element_bytes}-byte elements on sm_{capability}"
+        )
+    return table[min(fits, key=lambda key: (key[1], key[2], -key[0]))]
+
+
+def decode_config(device: torch.device, element_bytes: int, head_dim: int) -> DecodeConfig:
+    return _pick(DECODE, traits(device).capability, element_bytes, head_dim)
+
+
+def prefill_config(device: torch.device, element_bytes: int, head_dim: int, group: int) -> PrefillConfig:
+    """The entry of the table, with rows for at least one whole group of heads."""
+    config = _pick(PREFILL, traits(device).capability, element_bytes, head_dim)
+    if group > config.block_m:
+        raise ValueError(f"{group} query heads to one KV head; the prefill kernel takes at most {config.block_m}")
+    return config
+
+
+def num_splits(device: torch.device, config: DecodeConfig, programs: int, reach: int) -> int:
+    """Splits along the keys: fixed-size ones in deterministic mode, else as many as fill the card.
+
+    `programs` is the grid without splits, `reach` the most keys a request sees. A request's window may start inside a
+    tile, which costs it one tile more.
+    """
+    if deterministic():
+        return max(1, math.ceil((reach + config.tile) / FIXED_SPLIT))
+    slots = traits(device).num_sms * config.programs_per_sm
+    wanted = math.ceil(0.9 * slots / max(1, programs))
+    return max(1, min(wanted, MAX_SPLITS, math.ceil(reach / config.min_split)))

@@ -1,0 +1,57 @@
+"""Mends bf16 in Triton's interpreter, which multiplies its bit patterns in `dot` and truncates when it narrows.
+
+Triton does not support it there (triton-lang/triton#11584); for tests only. bf16 handles hold uint16.
+"""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """Round to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def install() -> None:
+    plain_cast = InterpreterBuilder.cast_impl
+    plain_dot = InterpreterBuilder.create_dot
+
+    def cast(self, src, dst_type):
+        source, target = src.dtype.scalar, dst_type.scalar
+        if source == tl.float32 and target == tl.bfloat16:
+            return TensorHandle(narrow(src.data), target)
+        if source == tl.bfloat16 and target.is_floating():
+            wide = TensorHandle(widen(src.data), tl.float32)
+            return wide if target == tl.float32 else plain_cast(self, wide, dst_type)
+        return plain_cast(self, src, dst_type)
+
+    def fp_to_fp(self, src, dst_type, rounding_mode):
+        return plain_fp_to_fp(self, src, dst_type, rounding_mode)
+
+    def int_to_fp(self, src, dst_type):
+        if dst_type.scalar == tl.bfloat16:
+            return TensorHandle(narrow(src.data.astype(np.float32)), tl.bfloat16)
+        return plain_cast(self, src, dst_type)
+
+    def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = (TensorHandle(widen(each.data), tl.float32) for each in (a, b))
+        return plain_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
+
+    plain_fp_to_fp = InterpreterBuilder.create_fp_to_fp
+    InterpreterBuilder.cast_impl = cast
+    InterpreterBuilder.create_fp_ext = cast
+    InterpreterBuilder.create_fp_trunc = cast
+    InterpreterBuilder.create_si_to_fp = int_to_fp
+    InterpreterBuilder.create_ui_to_fp = int_to_fp
+    InterpreterBuilder.create_fp_to_fp = fp_to_fp
+    InterpreterBuilder.create_dot = dot
+    assert interpreter is not None
