@@ -14,11 +14,11 @@ from engine.block_pool import BlockPool
 from engine.checkpoint import open_checkpoint
 from engine.client_protocol import EngineInfo
 from engine.config import EngineConfig
-from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.guided import GuideCompiler
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner
+from engine.native_decoder import load_decoder
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
@@ -54,7 +54,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     report("reading the model")
     checkpoint = open_checkpoint(Path(config.model))
-    decoder = Decoder(
+    decoder = load_decoder(
         checkpoint.config,
         checkpoint.open_weights(),
         config.weight_format,
@@ -63,7 +63,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         lambda done, total: report("loading weights", done, total),
     )
     report("reserving the KV cache")
-    num_blocks = num_kv_blocks(config, checkpoint.config, decoder, device)
+    num_blocks = num_kv_blocks(config, checkpoint.config, decoder.max_model_len, decoder.dtype, device)
     kv_caches = allocate_kv_caches(
         checkpoint.config.num_layers,
         num_blocks,
@@ -110,22 +110,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def num_kv_blocks(config: EngineConfig, model: ModelConfig, decoder: Decoder, device: torch.device) -> int:
+def num_kv_blocks(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
+) -> int:
     """Blocks the KV cache gets: the stated bytes, or what the device has to spare.
 
     Never more than `max_num_seqs` requests of full length could fill. Raises `ValueError` when one request of
     full length would not fit.
     """
-    block_bytes = kv_bytes_per_block(
-        model.num_layers, model.num_kv_heads, config.block_size, model.head_dim, decoder.dtype
-    )
+    block_bytes = kv_bytes_per_block(model.num_layers, model.num_kv_heads, config.block_size, model.head_dim, dtype)
     budget_bytes = config.kv_cache_bytes or spare_bytes(device)
-    per_request = -(-decoder.max_model_len // config.block_size)
+    per_request = -(-max_model_len // config.block_size)
     blocks = min(budget_bytes // block_bytes, config.max_num_seqs * per_request)
     if blocks < per_request:
         raise ValueError(
             f"a KV cache of {budget_bytes / 2**20:.0f} MiB holds {blocks * config.block_size} tokens, fewer than the "
-            f"model's context of {decoder.max_model_len}; raise --kv-cache-memory to "
+            f"model's context of {max_model_len}; raise --kv-cache-memory to "
             f"{per_request * block_bytes / 2**20:.0f} MiB or lower --max-model-len"
         )
     return int(blocks)

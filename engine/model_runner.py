@@ -19,12 +19,10 @@ KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 class Model(Protocol):
     """What the runner needs of a decoder."""
 
-    def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_caches: KVCaches) -> torch.Tensor:
-        """Hidden states `[T, H]` of packed tokens `[T]`; writes their keys and values into the caches."""
-        ...
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[R, V]` fp32 of hidden states `[R, H]`."""
+    def step_logits(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_caches: KVCaches, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Run packed tokens `[T]`, write their keys and values, return the logits `[R, V]` fp32 of `rows` `[R]`."""
         ...
 
 
@@ -68,14 +66,14 @@ class ModelRunner:
             max_context_len=1,
             num_decodes=1,
         )
-        tokens = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._model.logits(self._model.forward(tokens, metadata, self._kv_caches))
+        zero = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._model.step_logits(zero, metadata, self._kv_caches, zero)
 
     def _compute(self, batch: Batch) -> tuple[SampledTokens, ...]:
         inputs = pack(batch, self._block_size, self._device)
-        hidden = self._model.forward(inputs.token_ids, inputs.metadata, self._kv_caches)
+        logits = self._model.step_logits(inputs.token_ids, inputs.metadata, self._kv_caches, inputs.sample_rows)
         sampling = [scheduled.request for scheduled in batch.requests if scheduled.samples]
         if not sampling:
             return (SampledTokens(),) * len(batch.requests)
-        drawn = iter(self._sampler.sample(self._model.logits(hidden[inputs.sample_rows]), sampling))
+        drawn = iter(self._sampler.sample(logits, sampling))
         return tuple(next(drawn) if scheduled.samples else SampledTokens() for scheduled in batch.requests)

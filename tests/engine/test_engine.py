@@ -14,6 +14,7 @@ from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner
+from engine.native_decoder import NativeDecoder, load_decoder
 from engine.random_model import random_model
 from engine.request import FinishReason, Request, SamplingParams
 from engine.sampler import Sampler
@@ -40,9 +41,15 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module", params=[WeightFormat.BF16, WeightFormat.FP32], ids=lambda kind: kind.value)
-def decoder(request) -> Decoder:
-    return Decoder(CONFIG, random_model(CONFIG, seed=5), request.param)
+@pytest.fixture(scope="module", params=["native bf16", "bf16", "fp32"])
+def decoder(request) -> Decoder | NativeDecoder:
+    weights, kind = random_model(CONFIG, seed=5), WeightFormat(request.param.split()[-1])
+    if not request.param.startswith("native"):
+        return Decoder(CONFIG, weights, kind)
+    loaded = load_decoder(CONFIG, weights, kind, torch.device("cpu"))
+    if not isinstance(loaded, NativeDecoder):
+        pytest.skip("no compiled kernels here")
+    return loaded
 
 
 @pytest.fixture

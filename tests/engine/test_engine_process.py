@@ -225,7 +225,7 @@ class FlakyModel:
         self.inner, self.broken = inner, False
 
     def __getattr__(self, name: str):
-        if self.broken and name == "logits":
+        if self.broken and name == "step_logits":
             raise RuntimeError("CUDA error: device-side assert triggered")
         return getattr(self.inner, name)
 
