@@ -299,7 +299,10 @@ class Scheduler:
         self._waiting.push(request)
 
     def _vacate(self, request: Request) -> None:
-        """Take back blocks and executor state of a request that ran, and void it in the steps under way."""
+        """Take back blocks and executor state of a request that ran, and void it in the steps under way.
+
+        Steps run in order: what one in flight still writes to these blocks is overwritten by their next owner.
+        """
         self.pool.free(request)
         self._retired.append(request.request_id)
         for void in self._void_in_flight.values():

@@ -207,7 +207,7 @@ def test_any_order_of_events(make_rig, expected_output) -> None:
 @pytest.mark.slow
 def test_any_order_of_events_for_long(make_rig, expected_output) -> None:
     machine = build_machine(make_rig, expected_output).TestCase
-    machine.settings = settings(max_examples=3_000, stateful_step_count=100, deadline=None)
+    machine.settings = settings(max_examples=2_000, stateful_step_count=100, deadline=None)
     machine().runTest()
 
 
