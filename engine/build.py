@@ -22,7 +22,9 @@ from engine.native_decoder import load_decoder
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
+from engine.weights import Weights
 from kernels.kv_cache import allocate_kv_caches, kv_bytes_per_block
+from kernels.linear import WeightFormat
 
 # A step's budget: large enough to reach the prefill rate, small enough that a chunk stalls decodes only briefly.
 CPU_MAX_NUM_BATCHED_TOKENS = 256
@@ -54,10 +56,12 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     report("reading the model")
     checkpoint = open_checkpoint(Path(config.model))
+    weights = checkpoint.open_weights()
+    weight_format = config.weight_format or choose_weight_format(weights, device)
     decoder = load_decoder(
         checkpoint.config,
-        checkpoint.open_weights(),
-        config.weight_format,
+        weights,
+        weight_format,
         device,
         config.max_model_len,
         lambda done, total: report("loading weights", done, total),
@@ -94,7 +98,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         model_id=config.model_id,
         max_model_len=decoder.max_model_len,
         vocab_size=checkpoint.config.vocab_size,
-        weight_format=config.weight_format.value,
+        weight_format=weight_format.value,
         device=str(device),
         num_kv_blocks=num_blocks,
         block_size=config.block_size,
@@ -108,6 +112,12 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available; use --device cpu, or check the driver with nvidia-smi")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def choose_weight_format(weights: Weights, device: torch.device) -> WeightFormat:
+    """`INT4` on a CPU for a file in 4-bit blocks: the same bits as `BF16` in a third of the memory traffic."""
+    stored = weights.int4("model.layers.0.mlp.down_proj.weight") is not None
+    return WeightFormat.INT4 if stored and device.type == "cpu" else WeightFormat.BF16
 
 
 def num_kv_blocks(

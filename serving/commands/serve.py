@@ -51,7 +51,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-queued-requests", type=int, default=256, metavar="N", help="then 429 (%(default)s)")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
-    engine.add_argument("--weight-format", default="bf16", choices=("fp32", "bf16", "int4"), help="(%(default)s)")
+    engine.add_argument(
+        "--weight-format", default="auto", choices=("auto", "fp32", "bf16", "int4"), help="(%(default)s)"
+    )
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and output together")
     engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
     engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
@@ -107,7 +109,7 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
                 model=str(path),
                 model_id=arguments.served_model_name or arguments.model,
                 device=arguments.compute,
-                weight_format=WeightFormat(arguments.weight_format),
+                weight_format=None if arguments.weight_format == "auto" else WeightFormat(arguments.weight_format),
                 max_model_len=arguments.max_model_len,
                 max_num_seqs=arguments.max_num_seqs,
                 max_num_batched_tokens=arguments.max_num_batched_tokens,
