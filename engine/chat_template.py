@@ -56,8 +56,10 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self._variables = {"bos_token": bos_token, "eos_token": eos_token}
-        self._special_tokens = tuple(token for token in special_tokens if len(token) > 1)
-        self._special_pattern = special_pattern(self._special_tokens)
+        breakable = [token for token in special_tokens if len(token) > 1]
+        self._special_pattern = special_pattern(breakable)
+        self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token)))
+        self._longest_beginning = max(map(len, self._beginnings), default=0)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -113,7 +115,7 @@ class ChatTemplate:
         while self._special_pattern.search(text):
             text = self._special_pattern.sub(lambda found: found[0][0] + mark + found[0][1:], text)
         body = text.rstrip()
-        if any(body.endswith(token[:size]) for token in self._special_tokens for size in range(1, len(token))):
+        if any(body[-size:] in self._beginnings for size in range(1, self._longest_beginning + 1)):
             text = body + mark + text[len(body) :]
         return text
 

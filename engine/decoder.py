@@ -68,6 +68,7 @@ class Decoder:
             self._first_norm = loader.tensor("model.layers.0.input_layernorm.weight", config.hidden_size)
             self._layers = tuple(loader.layer(number) for number in range(config.num_layers))
             self._lm_head = loader.lm_head(self._embedding)
+            loader.report(weights.total_bytes)
             factors = weights.dense(ROPE_FACTORS, torch.float32) if ROPE_FACTORS in weights else None
             table = rope_table(inverse_frequencies(config, factors), self.max_model_len)
             self._cos_sin = table.to(self.device)
@@ -189,5 +190,9 @@ class _Loader:
         if found != expected:
             raise ValueError(f"weight {name} has shape {found}, the model's configuration expects {expected}")
         self._done_bytes += self._weights.nbytes(name)
+        self.report(self._done_bytes)
+
+    def report(self, done_bytes: int) -> None:
         if self._progress is not None:
-            self._progress(min(self._done_bytes, self._weights.total_bytes), self._weights.total_bytes)
+            total_bytes = self._weights.total_bytes
+            self._progress(min(done_bytes, total_bytes), total_bytes)

@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.checkpoint import open_checkpoint
+from engine.config_reading import config_from_gguf
 from engine.decoder import Decoder
 from engine.gguf_file import GgufFile
 from engine.gguf_quants import SUPPORTED_TYPES, dequantize, int4_blocks
-from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind, config_from_gguf
+from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind
 from engine.random_model import random_model
 from engine.rope import inverse_frequencies
 from engine.weights import ROPE_FACTORS
