@@ -2,6 +2,7 @@
 
 Text that users write must not turn into special tokens: `encode` treats `<|im_end|>` in a prompt as those ten
 characters unless asked otherwise, and `encode_chat` parses special tokens only where the chat template wrote them.
+Added tokens that the model does not call special (`<think>`, `<tool_call>`) are recognised in any text.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def permute_rows(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def write_gguf() -> Callable[..., Path]:
-    """Writes a model as a GGUF file, matrices in the given type: `write_gguf(path, config, tensors, kind, **extra)`."""
+    """Writes a model as a GGUF file, matrices as `kind`, or as `kinds` says for one by its name."""
 
     def write(
         path: Path,
@@ -131,6 +131,7 @@ def write_gguf() -> Callable[..., Path]:
         kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
         extra_tensors: Mapping[str, torch.Tensor] | None = None,
         skip: tuple[str, ...] = (),
+        kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     ) -> Path:
         name = config.architecture
         writer = gguf.GGUFWriter(path, name)
@@ -155,8 +156,9 @@ def write_gguf() -> Callable[..., Path]:
             if name == "llama" and (".q_proj." in hf_name or ".k_proj." in hf_name):
                 tensor = permute_rows(tensor, config.head_dim)
             data: np.ndarray = tensor.float().numpy()
-            if tensor.dim() == 2 and kind != gguf.GGMLQuantizationType.F32:
-                writer.add_tensor(gguf_name(hf_name), gguf.quants.quantize(data, kind), raw_dtype=kind)
+            chosen = (kinds or {}).get(hf_name, kind)
+            if tensor.dim() == 2 and chosen != gguf.GGMLQuantizationType.F32:
+                writer.add_tensor(gguf_name(hf_name), gguf.quants.quantize(data, chosen), raw_dtype=chosen)
             else:
                 writer.add_tensor(gguf_name(hf_name), data)
         writer.write_header_to_file()

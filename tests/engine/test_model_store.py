@@ -284,6 +284,13 @@ def test_pull_command_prints_the_path_and_nothing_else(
     assert output.err == ""
 
 
+def test_the_parser_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, serving.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules or 'gguf' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_embedded_model_is_the_pinned_one(embedded_model: Path) -> None:
     model = BUILTIN_MODELS["smollm2-135m-instruct"]
     with embedded_model.open("rb") as file:
