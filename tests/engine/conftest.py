@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,16 @@ def paged_run() -> type[PagedRun]:
 
 
 @pytest.fixture(scope="session")
-def transformers() -> Any:
-    """The transformers library, quiet."""
+def transformers() -> Iterator[Any]:
+    """The transformers library, quiet and offline."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import transformers as library
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-    return library
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield library
 
 
 @pytest.fixture(scope="session")
