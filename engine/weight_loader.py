@@ -96,8 +96,9 @@ class WeightLoader:
         return embedding if blocks is None else self._move(blocks)
 
     def rope_table(self, max_model_len: int) -> torch.Tensor:
-        """Cosines and sines, `[max_model_len, D]` fp32."""
+        """Cosines and sines, `[max_model_len, D]` fp32. The last of the weights: reports that all is read."""
         weights = self._weights
+        self._report(weights.total_bytes)
         factors = weights.dense(ROPE_FACTORS, torch.float32) if ROPE_FACTORS in weights else None
         return rope_table(inverse_frequencies(self._config, factors), max_model_len).to(self._device)
 
@@ -140,5 +141,9 @@ class WeightLoader:
         if found != expected:
             raise ValueError(f"weight {name} has shape {found}, the model's configuration expects {expected}")
         self._done_bytes += self._weights.nbytes(name)
+        self._report(self._done_bytes)
+
+    def _report(self, done_bytes: int) -> None:
         if self._progress is not None:
-            self._progress(min(self._done_bytes, self._weights.total_bytes), self._weights.total_bytes)
+            total_bytes = self._weights.total_bytes
+            self._progress(min(done_bytes, total_bytes), total_bytes)
