@@ -69,6 +69,22 @@ def test_document_and_answers_agree(api, mode):
     conforms(api, mode, max_examples=25, derandomize=True)
 
 
+GOOD = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "n": 2, "logprobs": True},
+    "/v1/completions": {"prompt": ["x", "y"], "logprobs": 2},
+    "/tokenize": {"prompt": "x", "return_token_strs": True},
+    "/detokenize": {"tokens": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
+def test_good_requests_conform(api, path, more):
+    schema = schemathesis.openapi.from_asgi("/openapi.json", api)
+    case = schema[path]["POST"].Case(body=GOOD[path] | more, media_type="application/json")
+    assert case.call_and_validate(checks=CHECKS).status_code == 200
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_document_and_answers_agree_at_length(api, mode):
