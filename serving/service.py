@@ -22,6 +22,7 @@ from serving.openai_requests import GenerationBody
 from serving.openai_responses import PromptTokensDetails, Usage
 from serving.prompts import Prompt
 from serving.sampling import sampling_params, text_options
+from serving.settings import ApiSettings
 from serving.text import TextProtocol
 
 # Below this many bytes a body is tokenised on the event loop: cheaper than the way to a thread and back.
@@ -71,10 +72,10 @@ class UsageCount:
 class InferenceService:
     """The engine, the tokenizer and what is counted about them, as the endpoints use them."""
 
-    def __init__(self, engine: EngineClientProtocol, text: TextProtocol, max_queued_requests: int) -> None:
+    def __init__(self, engine: EngineClientProtocol, text: TextProtocol, settings: ApiSettings) -> None:
         self.engine = engine
         self.text = text
-        self.admission = Admission(engine.info.max_num_seqs, max_queued_requests)
+        self.admission = Admission(engine.info.max_num_seqs, settings.max_queued_requests)
         self.metrics = ApiMetrics(engine, self.admission)
         self.created_s = int(time.time())
         self._threads = asyncio.Semaphore(MAX_TOKENISING_THREADS)

@@ -208,7 +208,7 @@ def engine() -> FakeEngine:
 def make_app():
     def make(engine: FakeEngine, **settings: Any):
         chosen = ApiSettings(**settings)
-        return create_app(InferenceService(engine, ByteText(), chosen.max_queued_requests), chosen)
+        return create_app(InferenceService(engine, ByteText(), chosen), chosen)
 
     return make
 
