@@ -75,7 +75,6 @@ class InferenceService:
     def __init__(self, engine: EngineClientProtocol, text: TextProtocol, settings: ApiSettings) -> None:
         self.engine = engine
         self.text = text
-        self.settings = settings
         self.admission = Admission(engine.info.max_num_seqs, settings.max_queued_requests)
         self.metrics = ApiMetrics(engine, self.admission)
         self.created_s = int(time.time())

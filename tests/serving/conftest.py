@@ -119,7 +119,10 @@ class ByteText:
 
 @dataclass
 class FakeEngine:
-    """Answers every prompt with `answer`, rotated by the seed, then EOS; `step()` may be set to pace the tokens."""
+    """Answers every prompt with `answer`, rotated by the seed, then EOS; `step()` may be set to pace the tokens.
+
+    The k-th generation finds `k * num_cached_tokens` tokens in the prefix cache.
+    """
 
     info: EngineInfo = INFO
     health: EngineHealth = READY
@@ -147,6 +150,7 @@ class FakeEngine:
         assert generation.request_id not in self.active
         self.generations.append(generation)
         self.active.add(generation.request_id)
+        cached = self.num_cached_tokens * len(self.generations)
         sampling, done = generation.sampling, False
         tokens = self.tokens_of(generation)
         limit = min(len(tokens), sampling.max_tokens)
@@ -176,7 +180,7 @@ class FakeEngine:
                 elif sent >= limit:
                     reason = FinishReason.LENGTH
                 done = reason is not None
-                yield TokenDelta(ids, self._logprobs(ids, sampling.logprobs), reason, self.num_cached_tokens, None)
+                yield TokenDelta(ids, self._logprobs(ids, sampling.logprobs), reason, cached, None)
                 if done:
                     return
         finally:
