@@ -62,8 +62,7 @@ class Pass {
     attention_.block_size = m_.block_size;
     attention_.is_float = 0;
     attention_.scale = m_.scale;
-    blocks_.resize(plan_blocks(attention_, nullptr));
-    plan_blocks(attention_, blocks_.data());
+    blocks_ = plan_blocks(attention_);
   }
 
   void run(Team& team) const {
@@ -148,18 +147,13 @@ class Pass {
     attention.k_cache = layer.k_cache;
     attention.v_cache = layer.v_cache;
     attention.window = layer.window;
-    const int heads = m_.num_kv_heads;
-    const int count = int(blocks_.size());
-    const bool apart = count == s_.num_requests;
+    const bool apart = int(blocks_.size()) == s_.num_requests;
     if (!apart)
-      team.share(count, [&](int i) {
-        for (int head = 0; head < heads; head++) rotate_and_write(layer, blocks_[i], head);
+      team.share(int(blocks_.size()), [&](int i) {
+        for (int head = 0; head < m_.num_kv_heads; head++) rotate_and_write(layer, blocks_[i], head);
       });
-    team.share(count * heads, [&](int i) {
-      const int task = count * heads - 1 - i;
-      const Block& block = blocks_[task / heads];
-      if (apart) rotate_and_write(layer, block, task % heads);
-      attend(attention, block, task % heads);
+    attend_all(team, attention, blocks_, [&](const Task& task) {
+      if (apart) rotate_and_write(layer, *task.block, task.kv_head);
     });
   }
 
