@@ -256,7 +256,7 @@ class Model:
 def greedy(
     forward: Callable[..., torch.Tensor], ids: torch.Tensor, metadata: AttentionMetadata, wanted: torch.Tensor
 ) -> list[int]:
-    tokens: list[int] = forward(ids, metadata, wanted).argmax(dim=-1).tolist()
+    tokens: list[int] = ops.greedy_argmax(forward(ids, metadata, wanted)).tolist()
     return tokens
 
 

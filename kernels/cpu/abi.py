@@ -12,6 +12,7 @@ class Packing(IntEnum):
 
     BF16 = 0
     INT4 = 1
+    INT8 = 2
 
 
 class LinearABI(ctypes.Structure):

@@ -16,7 +16,7 @@ from kernels.cpu import abi
 from kernels.cpu.library import Library, native_library
 from kernels.cpu.ops import LANES, MAX_GROUP, MAX_HEAD_DIM
 from kernels.cpu.packing import PackedLinear
-from kernels.linear import Int4Blocks, Weight, WeightFormat, make_linear
+from kernels.linear import Int4Blocks, Int8Blocks, Weight, WeightFormat, make_linear
 from kernels.metadata import AttentionMetadata
 
 
@@ -222,13 +222,16 @@ def make_cpu_decoder(
 
 def _halves(weight: Weight) -> tuple[Weight, Weight]:
     half = weight.shape[0] // 2
-    if isinstance(weight, torch.Tensor):
-        return weight[:half], weight[half:]
-    first, second = (
-        Int4Blocks(weight.codes[rows], weight.scales[rows], weight.minimums[rows], weight.block)
-        for rows in (slice(None, half), slice(half, None))
-    )
-    return first, second
+    return _rows(weight, slice(None, half)), _rows(weight, slice(half, None))
+
+
+def _rows(weight: Weight, rows: slice) -> Weight:
+    match weight:
+        case Int4Blocks():
+            return Int4Blocks(weight.codes[rows], weight.scales[rows], weight.minimums[rows], weight.block)
+        case Int8Blocks():
+            return Int8Blocks(weight.codes[rows], weight.scales[rows], weight.block)
+    return weight[rows]
 
 
 def _check_range(name: str, values: torch.Tensor, end: int) -> None:
