@@ -21,9 +21,9 @@ import torch
 from torch.nn import functional as F
 
 from kernels import cpu_status, ops, reference
-from kernels.cpu.decoder import DecoderShape, LayerWeights, make_cpu_decoder
+from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
 from kernels.kv_cache import KVCache, allocate_kv_caches
-from kernels.linear import Int4Blocks, Linear, OneDnnLinear, WeightFormat, make_linear
+from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, WeightFormat, compute_logits, make_linear
 from kernels.metadata import AttentionMetadata
 from kernels.threads import set_threads, usable_cores
 
@@ -199,58 +199,49 @@ def bench_elementwise(batches: Sequence[int], rounds: int) -> list[Row]:
 
 
 class Model:
-    """SmolLM2-135M's shape with random 4-bit weights and a bf16 head."""
+    """SmolLM2-135M's shape with random weights as in a Q4_1 file: 4-bit layers, an 8-bit tied head."""
 
     def __init__(self) -> None:
         self.shape = DecoderShape(HEADS, KV_HEADS, HEAD_DIM, eps=1e-5, scale=HEAD_DIM**-0.5)
-        norm = torch.ones(HIDDEN).bfloat16()
-        self.layers = [
-            LayerWeights(
-                input_norm=norm,
-                qkv=random_int4(QKV, HIDDEN),
-                out=random_int4(HIDDEN, HIDDEN),
-                post_norm=norm,
-                gate_up=random_int4(2 * INTERMEDIATE, HIDDEN),
-                down=random_int4(HIDDEN, INTERMEDIATE),
-            )
-            for _ in range(LAYERS)
-        ]
-        self.norm = norm
-        self.embedding = (torch.randn(VOCAB, HIDDEN) * 0.04).bfloat16()
+        self.norm = torch.ones(HIDDEN).bfloat16()
+        names = ("qkv", "out", "gate_up", "down")
+        self.layers = [[random_int4(*LINEAR_SHAPES[name]) for name in names] for _ in range(LAYERS)]
+        codes = torch.randint(-127, 128, (VOCAB, HIDDEN), dtype=torch.int8)
+        self.head = Int8Blocks(codes, torch.full((VOCAB, HIDDEN // 32), 0.0005).half().float())
+        self.embedding = self.head.dequantize().bfloat16()
         angles = torch.arange(4096).unsqueeze(1) / 10000 ** (torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
         self.cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
 
-    def one_call(self, weight_format: WeightFormat, caches: list[KVCache]) -> Callable[..., torch.Tensor] | None:
-        decoder = make_cpu_decoder(
-            self.shape, self.layers, self.embedding, self.norm, self.embedding, self.cos_sin, weight_format
-        )
-        if decoder is None:
-            return None
-        decoder.bind_caches(caches)
-        return decoder.forward
-
-    def by_operation(self, weight_format: WeightFormat, caches: list[KVCache]) -> Callable[..., torch.Tensor]:
-        packed: list[tuple[Linear, ...]] = [
-            tuple(make_linear(w, None, weight_format) for w in (layer.qkv, layer.out, layer.gate_up, layer.down))
-            for layer in self.layers
+    def forwards(self, weight_format: WeightFormat, caches: list[KVCache]) -> dict[str, Callable[..., torch.Tensor]]:
+        """The step in one call, where the library has it, and operation by operation, on the same packed weights."""
+        layers = [
+            DecoderLayer(self.norm, qkv, out, self.norm, gate_up, down)
+            for qkv, out, gate_up, down in (
+                [make_linear(weight, None, weight_format) for weight in layer] for layer in self.layers
+            )
         ]
-        lm_head = make_linear(self.embedding, None, weight_format)
+        lm_head = make_linear(self.head, None, weight_format)
+        decoder = make_cpu_decoder(self.shape, layers, self.embedding, self.norm, self.cos_sin)
         sizes = [HEADS, KV_HEADS, KV_HEADS]
 
-        def forward(ids: torch.Tensor, metadata: AttentionMetadata, wanted: torch.Tensor) -> torch.Tensor:
-            hidden = self.embedding[ids]
-            residual = torch.zeros_like(hidden)
-            for (qkv, out, gate_up, down), (k_cache, v_cache) in zip(packed, caches):
-                x, residual = ops.add_rms_norm(hidden, residual, self.norm, self.shape.eps)
-                q, k, v = qkv(x).view(-1, sum(sizes), HEAD_DIM).split(sizes, dim=1)  # type: ignore[no-untyped-call]
+        def by_operation(ids: torch.Tensor, metadata: AttentionMetadata, wanted: torch.Tensor) -> torch.Tensor:
+            residual = self.embedding[ids]
+            hidden = ops.rms_norm(residual, self.norm, self.shape.eps)
+            for layer, (k_cache, v_cache) in zip(layers, caches):
+                q, k, v = torch.split(layer.qkv(hidden).view(-1, sum(sizes), HEAD_DIM), sizes, dim=1)
                 q = ops.rope_and_write_kv(q, k, v, k_cache, v_cache, self.cos_sin, metadata)
                 attended = ops.paged_attention(q, k_cache, v_cache, metadata, self.shape.scale)
-                x, residual = ops.add_rms_norm(out(attended.flatten(1)), residual, self.norm, self.shape.eps)
-                hidden = down(ops.silu_and_mul(gate_up(x)))
-            x, _ = ops.add_rms_norm(hidden[wanted], residual[wanted], self.norm, self.shape.eps)
-            return lm_head(x)
+                hidden, residual = ops.add_rms_norm(layer.out(attended.flatten(1)), residual, self.norm, self.shape.eps)
+                mixed = layer.down(ops.silu_and_mul(layer.gate_up(hidden)))
+                hidden, residual = ops.add_rms_norm(mixed, residual, self.norm, self.shape.eps)
+            return compute_logits(lm_head, hidden[wanted])
 
-        return forward
+        def one_call(ids: torch.Tensor, metadata: AttentionMetadata, wanted: torch.Tensor) -> torch.Tensor:
+            assert decoder is not None
+            return compute_logits(lm_head, decoder.forward(ids, metadata, caches)[wanted])
+
+        variants = {f"by operation, {weight_format}": by_operation}
+        return variants if decoder is None else {f"one call, {weight_format}": one_call, **variants}
 
 
 def greedy(
@@ -268,10 +259,7 @@ def bench_steps(cases: Sequence[tuple[int, int, int]], rounds: int) -> list[Row]
     caches = allocate_kv_caches(LAYERS, num_blocks, KV_HEADS, BLOCK_SIZE, HEAD_DIM, torch.bfloat16, "cpu")
     variants: dict[str, Callable[..., torch.Tensor]] = {}
     for weight_format in (WeightFormat.BF16, WeightFormat.INT4):
-        one_call = model.one_call(weight_format, caches)
-        if one_call is not None:
-            variants[f"one call, {weight_format}"] = one_call
-        variants[f"by operation, {weight_format}"] = model.by_operation(weight_format, caches)
+        variants |= model.forwards(weight_format, caches)
     for batch, query_len, context in cases:
         metadata = decode_metadata(batch, query_len, context, num_blocks)
         ids = torch.randint(0, VOCAB, (batch * query_len,))

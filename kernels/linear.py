@@ -150,6 +150,13 @@ def make_linear(weight: Weight, bias: torch.Tensor | None, weight_format: Weight
     return DenseLinear(dense, bias)
 
 
+def compute_logits(lm_head: Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """fp32 logits `[R, vocab]` of hidden states `[R, H]`; a packed head's sums stay fp32 instead of passing bf16."""
+    if isinstance(lm_head, PackedLinear):
+        return lm_head(hidden, torch.float32)
+    return lm_head(hidden).float()
+
+
 def _pack_blocks(weight: Weight, bias: torch.Tensor | None) -> PackedLinear | None:
     match weight:
         case Int4Blocks():
