@@ -20,7 +20,8 @@ template <int Rows>
 void multiply_bf16(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, float* out,
                    const char* ahead) {
   f32x16 acc[Rows][kPanelVectors] = {};
-  multiply_pairs<Rows, kPanelVectors>(x, stride, expanded, linear.k / 2, acc, ahead);
+  // A few rows of bf16 weights run at the speed of memory, where the hardware prefetcher does as well.
+  multiply_pairs<Rows, kPanelVectors, (Rows > kDirectRows)>(x, stride, expanded, linear.k / 2, acc, ahead);
   store_tile<Rows>(linear, panel, acc, out);
 }
 

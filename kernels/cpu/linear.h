@@ -34,16 +34,16 @@ struct Linear {
   const char* panel(int index) const { return static_cast<const char*>(panels) + index * panel_bytes(); }
 };
 
-// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2]. While it computes, one cache line
-// of `ahead` (may be null) is fetched for each pair.
-template <int Rows, int Vectors>
+// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2]. With `Fetch`, one cache line of
+// `ahead` is fetched for each pair meanwhile.
+template <int Rows, int Vectors, bool Fetch = false>
 inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pairs, f32x16 (&acc)[Rows][Vectors],
                            const char* ahead = nullptr) {
   for (int p = 0; p < pairs; p++) {
     u32x16 w[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; v++) w[v] = load_as<u32x16>(panel + (long(p) * Vectors + v) * 2 * kLanes);
-    if (Rows == kTileRows) __builtin_prefetch(ahead + p * 64l, 0, 2);
+    if constexpr (Fetch) __builtin_prefetch(ahead + p * 64l, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; r++) {
       const u32x16 pair = broadcast_pair(x + r * stride + 2 * p);
