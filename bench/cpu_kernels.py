@@ -282,7 +282,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="gridserve bench cpu-kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="gridserve bench cpu_kernels", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the result to FILE")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="threads (default: the physical cores)")
     parser.add_argument("--rounds", type=int, default=20, help="calls of each variant, of which the fastest counts")
