@@ -14,7 +14,7 @@ import torch
 
 from kernels.cpu import abi
 from kernels.cpu.library import Library, native_library
-from kernels.cpu.ops import LANES, MAX_GROUP, MAX_HEAD_DIM
+from kernels.cpu.ops import LANES, MAX_GROUP, MAX_HEAD_DIM, check_metadata
 from kernels.cpu.packing import PackedLinear
 from kernels.linear import Linear
 from kernels.metadata import AttentionMetadata
@@ -138,7 +138,7 @@ class CpuDecoder:
                 same sequence at every step: another one is checked and bound anew.
 
         Raises:
-            ValueError: unfit caches, or a token id or position out of range.
+            ValueError: unfit caches or metadata, or a token id, position or slot out of range.
         """
         if kv_caches is not self._caches:
             self._bind(kv_caches)
@@ -146,8 +146,11 @@ class CpuDecoder:
         hidden = torch.empty((tokens, self._model.hidden), dtype=torch.bfloat16)
         if tokens == 0:
             return hidden
+        check_metadata(metadata, tokens)
         _check_range("token id", token_ids, self._embedding.shape[0])
         _check_range("position", metadata.positions, self._num_positions)
+        k_cache = kv_caches[0][0]
+        _check_range("slot", metadata.slot_mapping, k_cache.shape[0] * k_cache.shape[2], begin=-1)
         wanted = self._library.workspace_bytes(self._model, tokens)
         if self._workspace.numel() < wanted:
             self._workspace = torch.empty(wanted, dtype=torch.uint8)
@@ -202,7 +205,7 @@ def make_cpu_decoder(
     return CpuDecoder(library, shape, layers, embedding, final_norm, cos_sin)
 
 
-def _check_range(name: str, values: torch.Tensor, end: int) -> None:
+def _check_range(name: str, values: torch.Tensor, end: int, begin: int = 0) -> None:
     lowest, highest = values.aminmax()
-    if lowest < 0 or highest >= end:
-        raise ValueError(f"{name}s must be in [0, {end}), not [{int(lowest)}, {int(highest)}]")
+    if lowest < begin or highest >= end:
+        raise ValueError(f"{name}s must be in [{begin}, {end}), not [{int(lowest)}, {int(highest)}]")

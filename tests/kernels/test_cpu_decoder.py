@@ -188,6 +188,8 @@ def test_wrong_arguments_are_refused(native, paged_batch):
         decoder.forward(torch.arange(3), metadata, [*caches[:2], tuple(cache.clone() for cache in caches[2])])
     with pytest.raises(ValueError, match=r"token ids must be in \[0, 500\)"):
         decoder.forward(torch.tensor([1, VOCAB, 2]), metadata, caches)
+    with pytest.raises(ValueError, match=r"slots must be in \[-1, 1024\)"):
+        decoder.forward(torch.arange(3), replace(metadata, slot_mapping=metadata.slot_mapping + 1024), caches)
     with pytest.raises(ValueError, match="positions"):
         decoder.forward(torch.arange(3), replace(metadata, positions=metadata.positions + 511), caches)
 
