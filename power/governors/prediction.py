@@ -1,7 +1,8 @@
 """What the twin says of a clock: latency and J/token for the engine's present load.
 
-Arrivals do not slow down with the clock, so at a lower clock more sequences run at once (Little's law): the batch
-is scaled with the step time until both agree.
+Arrivals do not slow down with the clock, so at a lower clock more sequences run at once (Little's law): batch and
+step time are iterated until the batch draws tokens as fast as the load asks for them. The batch is never taken
+below the present one, which needs time to drain.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from power.governors.base import EngineView
 from power.twin import Demand, StepWork, Twin, combine, decode_work, prefill_work
 
-ITERATIONS = 6
+ITERATIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,11 @@ def forecast(twin: Twin, engine: EngineView, clock_mhz: int, now_mhz: int, corre
     """Latency at `clock_mhz` for a load now served at `now_mhz`; `correction` is measured over predicted step time."""
     running = float(max(engine.running, 1))
     now_s = _steady_step(twin, engine, running, now_mhz)
+    asked_per_s = engine.output_tokens_per_s if engine.output_tokens_per_s is not None else running / now_s
     step_s, batch = now_s, running
     for _ in range(ITERATIONS):
         step_s = _predict_s(twin, twin.demand(step_of(engine, batch, step_s)), clock_mhz)
-        batch = running * step_s / now_s if now_s > 0 else running
+        batch = max(running, asked_per_s * step_s * correction)
         if batch > engine.max_running:
             break
     work = step_of(engine, min(batch, engine.max_running), step_s)
