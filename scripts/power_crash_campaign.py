@@ -115,6 +115,12 @@ class Cell:
             client.close()
         return True
 
+    def at_work(self) -> bool:
+        """All three live (started again where need be) and something is changed."""
+        self.reap()
+        self.start()
+        return not self.clean()
+
     def clean(self) -> bool:
         return not self.fake.left_behind()
 
@@ -135,8 +141,7 @@ class Cell:
                 self.kill(role)
 
     def trial(self, report: Report) -> None:
-        self.start()
-        wait_for(lambda: not self.clean(), "the control plane to change something")
+        wait_for(self.at_work, "the control plane to change something")
         time.sleep(self.rng.uniform(0.0, 0.25))
         hang = self.rng.random() < 0.1
         victims = frozenset({"control"}) if hang else self.rng.choice(VICTIMS)
