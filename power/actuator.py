@@ -16,8 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from power.controlled import ControlledDevice
-from power.device import Capability, PowerDevice
-from power.messages import Actuation, DeviceStatus, HoldMode, HoldStatus, LeaseStatus, Outcome, Status
+from power.device import Capability, DeviceError, PowerDevice
+from power.messages import (
+    Actuation,
+    DeviceStatus,
+    HoldMode,
+    HoldStatus,
+    LeaseStatus,
+    Outcome,
+    ReadingStatus,
+    Status,
+)
 from power.quantities import Clock
 from power.state_file import SavedHold, State, StateFile, Touched, boot_id
 
@@ -60,7 +69,7 @@ class Actuator:
         on_alarm: Callable[[str], None] | None = None,
     ) -> None:
         self._file = state_file
-        self._clock = clock
+        self.clock = clock
         self._max_sets_per_s = max_sets_per_s
         self._on_alarm = on_alarm
         self._lock = threading.RLock()
@@ -74,17 +83,17 @@ class Actuator:
             device.info.uuid: ControlledDevice(device, clock, self._save, self._alarm) for device in devices
         }
 
-    def start(self) -> None:
+    def start(self) -> list[Actuation]:
         """Undo what an earlier process left behind, and take up its hold. A pin is not re-applied: it becomes a hold
         at driver defaults."""
         if self._file is None:
-            return
+            return []
         with self._lock:
             state, note = self._file.load()
             if note:
                 self._alarm(note)
             if state is None:
-                return
+                return []
             for touched in state.touched:
                 known = self._devices.get(touched.uuid)
                 if known is None:
@@ -97,8 +106,8 @@ class Actuator:
             if saved is not None and (saved.expires_unix_s is None or saved.expires_unix_s > time.time()):
                 left = None if saved.expires_unix_s is None else saved.expires_unix_s - time.time()
                 mode = HoldMode.FREEZE if saved.mode == HoldMode.FREEZE else HoldMode.DEFAULTS
-                self._hold = _Hold(mode, saved.reason, None if left is None else self._clock() + left)
-            self._restore("stale state file")
+                self._hold = _Hold(mode, saved.reason, None if left is None else self.clock() + left)
+            return self._restore("stale state file")
 
     def acquire(self, holder: str, ttl_s: float = 10.0, watch_pids: tuple[int, ...] = ()) -> tuple[str, float]:
         """Take the lease: `(lease id, time to live)`. Raises `LeaseError` while another holder's is alive."""
@@ -109,13 +118,13 @@ class Actuator:
                     f"{self._lease.holder} holds the lease; wait for its end or run `gridserve power restore`"
                 )
             ttl_s = min(max(ttl_s, MIN_TTL_S), MAX_TTL_S)
-            self._lease = _Lease(secrets.token_hex(8), holder, ttl_s, self._clock(), watch_pids)
+            self._lease = _Lease(secrets.token_hex(8), holder, ttl_s, self.clock(), watch_pids)
             return self._lease.lease_id, ttl_s
 
     def heartbeat(self, lease_id: str) -> None:
         """Keep the lease. Raises `LeaseError` when it has ended: everything is restored by then."""
         with self._lock:
-            self._live(lease_id).beaten_s = self._clock()
+            self._live(lease_id).beaten_s = self.clock()
 
     def release(self, lease_id: str) -> None:
         """End the lease and restore."""
@@ -171,7 +180,7 @@ class Actuator:
         if mode is HoldMode.PIN and pin_mhz is None:
             raise ValueError("a pin needs a clock: give pin_mhz")
         with self._lock:
-            expires = None if seconds is None else self._clock() + seconds
+            expires = None if seconds is None else self.clock() + seconds
             self._hold = _Hold(mode, reason or f"operator hold ({mode.value})", expires, pin_mhz)
             self._save()
             if mode is HoldMode.DEFAULTS:
@@ -199,7 +208,7 @@ class Actuator:
     def tick(self) -> None:
         """Expire lease and hold, retry failed restores, and look whether somebody else changes our settings."""
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             if self._lease is not None and now - self._lease.beaten_s > self._lease.ttl_s:
                 self._end_lease(f"lease of {self._lease.holder} expired")
             if self._hold is not None and self._hold.expires_s is not None and now >= self._hold.expires_s:
@@ -230,7 +239,7 @@ class Actuator:
 
     def status(self) -> Status:
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             lease, hold = self._lease, self._hold
             return Status(
                 devices=tuple(self._device_status(entry, now) for entry in self._devices.values()),
@@ -250,6 +259,7 @@ class Actuator:
     def _device_status(self, entry: ControlledDevice, now: float) -> DeviceStatus:
         info = entry.device.info
         contested = entry.contested_until_s - now
+        reading, error = reading_status(entry.device)
         return DeviceStatus(
             uuid=entry.uuid,
             name=info.name,
@@ -260,6 +270,9 @@ class Actuator:
             locked_mhz=entry.locked_mhz,
             contested_for_s=contested if contested > 0 else None,
             restore_pending=entry.restore_pending,
+            method=info.method.value,
+            reading=reading,
+            reading_error=error,
         )
 
     def _live(self, lease_id: str) -> _Lease:
@@ -276,7 +289,7 @@ class Actuator:
         return entry
 
     def _refusal(self, entry: ControlledDevice, action: str, asked: float, capability: Capability) -> Actuation | None:
-        info, now = entry.device.info, self._clock()
+        info, now = entry.device.info, self.clock()
         if not info.can(capability):
             why = "; ".join(info.notes) or f"no {capability.value} control"
             return entry.answer(action, Outcome.REFUSED, why, asked)
@@ -329,7 +342,7 @@ class Actuator:
             return
         saved = None
         if hold is not None:
-            left = None if hold.expires_s is None else time.time() + hold.expires_s - self._clock()
+            left = None if hold.expires_s is None else time.time() + hold.expires_s - self.clock()
             saved = SavedHold(hold.mode.value, hold.reason, left)
         self._file.save(State(boot_id(), touched, saved))
 
@@ -337,3 +350,20 @@ class Actuator:
         self._alarms.append(text)
         if self._on_alarm is not None:
             self._on_alarm(text)
+
+
+def reading_status(device: PowerDevice) -> tuple[ReadingStatus | None, str | None]:
+    """A reading to show, or why there is none."""
+    try:
+        reading = device.read()
+    except DeviceError as error:
+        return None, str(error)
+    return ReadingStatus(
+        power_w=reading.power_w,
+        energy_j=reading.energy_j,
+        sm_clock_mhz=reading.sm_clock_mhz,
+        temperature_c=reading.temperature_c,
+        utilisation=reading.utilisation,
+        power_limit_w=reading.power_limit_w,
+        clock_reasons=tuple(sorted(reason.value for reason in reading.clock_reasons or ())),
+    ), None

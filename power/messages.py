@@ -129,8 +129,20 @@ class Actuation(msgspec.Struct, frozen=True):
     latency_s: float = 0.0
 
 
+class ReadingStatus(msgspec.Struct, frozen=True):
+    """The part of a reading worth showing; `None` where the device does not report it."""
+
+    power_w: float | None = None
+    energy_j: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    utilisation: float | None = None
+    power_limit_w: float | None = None
+    clock_reasons: tuple[str, ...] = ()
+
+
 class DeviceStatus(msgspec.Struct, frozen=True):
-    """A device as the actuator knows it."""
+    """A device as the actuator knows it. `reading` is `None` with a `reading_error` when it cannot be read."""
 
     uuid: str
     name: str
@@ -141,6 +153,9 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     locked_mhz: tuple[int, int] | None = None
     contested_for_s: float | None = None
     restore_pending: bool = False
+    method: str = "measured"
+    reading: ReadingStatus | None = None
+    reading_error: str | None = None
 
 
 class HoldStatus(msgspec.Struct, frozen=True):
@@ -151,6 +166,8 @@ class HoldStatus(msgspec.Struct, frozen=True):
 
 
 class LeaseStatus(msgspec.Struct, frozen=True):
+    """`holder` is what the controller calls itself: its governor and policy revision."""
+
     holder: str
     ttl_s: float
     remaining_s: float

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from power.actuator import Actuator
@@ -33,6 +34,7 @@ from power.idle import IdleBaseline
 from power.messages import Actuation, HoldMode, Status
 from power.model_shape import ModelShape
 from power.periodic import Periodic
+from power.powerd import Peers, PowerDaemon
 from power.profile import GpuProfile, load_profile, profile_names
 from power.quantities import Clock, Method, root_sum_square, weakest
 from power.row import RowControl
@@ -86,7 +88,8 @@ class PowerPlane:
     `actuator`: a `PowerdClient`, or `None`: simulated devices then get an actuator in this process, real ones are
     only observed. `pace`: the engine runs at its own speed and is to be slowed as the simulated clock says; `False`
     when the steps' times already come from the twin. `idle_w`: the operator's idle power of all devices together.
-    `on_settled` is called with the final figure of each request, from the telemetry or the engine's thread.
+    `socket_path`: where the actuator in this process listens, so that `gridserve power` reaches it as it reaches
+    `powerd`. `on_settled` is called with the final figure of each request, from the telemetry or the engine's thread.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class PowerPlane:
         max_running: int = 256,
         max_step_tokens: int = 2048,
         policy_revision: str = "",
+        socket_path: Path | None = None,
         on_settled: Callable[[RequestEnergy], None] | None = None,
         on_audit: Callable[[AuditRecord], None] | None = None,
         on_alarm: Callable[[str], None] | None = None,
@@ -133,10 +137,17 @@ class PowerPlane:
         self.telemetry = Telemetry(devices, self._on_sample, rate_hz=rate_hz, clock=clock, on_alarm=self._alarm)
         self._local: Actuator | None = None
         self._ticker: Periodic | None = None
+        self._daemon: PowerDaemon | None = None
+        self._daemon_thread: threading.Thread | None = None
         if actuator is None and len(self._simulated) == len(self.devices):
             self._local = Actuator(devices, None, clock=clock, on_alarm=on_alarm)
-            self._ticker = Periodic("power-actuator", 0.25, self._local.tick)
-            actuator = LocalActuator(self._local)
+            name = governor.name if governor is not None else "default"
+            actuator = LocalActuator(self._local, holder=f"governor {name} {policy_revision}".strip())
+            if socket_path is not None:
+                peers = Peers(frozenset(), frozenset())
+                self._daemon = PowerDaemon(self._local, socket_path, peers=peers)
+            else:
+                self._ticker = Periodic("power-actuator", 0.25, self._local.tick)
         self._port = actuator
         gpus = [GpuControl(device.info, governor or DefaultGovernor(), pool) for device in devices]
         self.controller = Controller(
@@ -158,6 +169,9 @@ class PowerPlane:
         self.telemetry.start()
         if self._ticker is not None:
             self._ticker.start()
+        if self._daemon is not None:
+            self._daemon_thread = threading.Thread(target=self._daemon.serve, name="power-daemon", daemon=True)
+            self._daemon_thread.start()
         self.controller.start()
 
     def stop(self) -> None:
@@ -165,6 +179,9 @@ class PowerPlane:
         self.controller.stop()
         if self._ticker is not None:
             self._ticker.stop()
+        if self._daemon is not None and self._daemon_thread is not None:
+            self._daemon.stop()
+            self._daemon_thread.join(5.0)
         if self._local is not None:
             self._local.close()
         self.telemetry.stop()

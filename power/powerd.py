@@ -56,6 +56,8 @@ TICK_S = 0.1
 MAX_CLIENTS = 32
 _PEER = struct.Struct("3i")
 _PR_SET_PDEATHSIG = 1
+_SO_PEERGROUPS = 59
+_MAX_GROUPS = 1024
 
 
 class Peers:
@@ -65,14 +67,18 @@ class Peers:
         self._uids = uids | {0, os.geteuid()}
         self._gids = gids
 
-    def credentials(self, connection: socket.socket) -> tuple[int, int, int]:
-        """`(pid, uid, gid)` of the peer, from the kernel."""
+    def credentials(self, connection: socket.socket) -> tuple[int, int, frozenset[int]]:
+        """`(pid, uid, groups)` of the peer, from the kernel; supplementary groups included."""
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         pid, uid, gid = _PEER.unpack(raw)
-        return pid, uid, gid
+        try:
+            groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
+        except OSError:
+            groups = b""
+        return pid, uid, frozenset({gid, *struct.unpack(f"{len(groups) // 4}I", groups)})
 
-    def allowed(self, uid: int, gid: int) -> bool:
-        return uid in self._uids or gid in self._gids
+    def allowed(self, uid: int, groups: frozenset[int]) -> bool:
+        return uid in self._uids or bool(groups & self._gids)
 
 
 class Client:
@@ -154,9 +160,9 @@ class PowerDaemon:
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        pid, uid, gid = self._peers.credentials(connection)
-        if not self._peers.allowed(uid, gid) or self._clients >= MAX_CLIENTS:
-            why = "too many clients" if self._peers.allowed(uid, gid) else f"user {uid} may not control power here"
+        pid, uid, groups = self._peers.credentials(connection)
+        if not self._peers.allowed(uid, groups) or self._clients >= MAX_CLIENTS:
+            why = "too many clients" if self._peers.allowed(uid, groups) else f"user {uid} may not control power here"
             connection.sendall(encode_frame(ErrorReply(why)))
             connection.close()
             return

@@ -70,9 +70,20 @@ def test_the_socket_is_for_owner_and_group_only(daemon):
 
 
 def test_strangers_are_refused(daemon, monkeypatch):
-    monkeypatch.setattr(Peers, "credentials", lambda self, connection: (1, 4242, 4242))
+    monkeypatch.setattr(Peers, "credentials", lambda self, connection: (1, 4242, frozenset({4242})))
     with pytest.raises(ValueError, match="user 4242 may not"):
         PowerdClient(daemon).status()
+
+
+def test_members_of_the_group_are_let_in(daemon):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(daemon))
+        pid, uid, groups = Peers(frozenset(), frozenset()).credentials(connection)
+    assert (pid, uid) == (os.getpid(), os.getuid())
+    assert set(os.getgroups()) <= groups
+    peers = Peers(frozenset(), frozenset({77}))
+    assert peers.allowed(4242, frozenset({4242, 77}))
+    assert not peers.allowed(4242, frozenset({4242}))
 
 
 def test_anything_but_a_known_verb_is_refused(daemon, fake):
