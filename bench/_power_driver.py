@@ -12,7 +12,7 @@ from power.governors import DRIVER_DEFAULT, EngineView, Governor, Memory, Observ
 from power.simulated import SimulatedDevice
 from power.twin import StepWork, Twin
 
-CONTROL_S = 0.1
+CONTROL_S = 0.2
 WINDOW_S = 30.0
 Trace = tuple[float, float, float, int]
 """Time, power W, SM clock MHz, running sequences."""

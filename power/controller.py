@@ -36,7 +36,7 @@ from power.quantities import Clock
 from power.row import RowControl
 from power.telemetry import Telemetry
 
-PERIOD_S = 0.1
+PERIOD_S = 0.2
 RETRY_S = 1.0
 WATCHDOG_S = 3.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from power.governors.base import Decision, EngineView, Memory, Observation, Setpoint, Slo
-from power.governors.prediction import Forecast, forecast, predicted_step_s
+from power.governors.prediction import Forecast, asked_tokens_per_s, forecast, predicted_step_s
 from power.governors.stability import Bounds, Stability, unsure
 from power.twin import Twin
 
@@ -61,7 +61,8 @@ class SloSlackGovernor:
         if chosen is None:
             return unsure(observation, memory, "no clock keeps the SLO", self.bounds, self.stability)
         reason = f"predicted TTFT {chosen.ttft_s * 1e3:.0f} ms, TPOT {chosen.tpot_s * 1e3:.1f} ms"
-        now = forecast(self.twin, engine, observation.current_mhz, observation.current_mhz, memory.step_correction)
+        asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
+        now = forecast(self.twin, engine, observation.current_mhz, asked, memory.step_correction)
         saving_w = now.power_w - chosen.power_w
         wanted = Setpoint(chosen.clock_mhz)
         return self.stability.settle(observation, wanted, memory, reason, self.bounds, saving_w)
@@ -86,10 +87,10 @@ class SloSlackGovernor:
         clocks = observation.clocks_mhz
         floor = self.bounds.min_mhz or 0
         candidates = [clock for clock in clocks if clock >= floor]
-        now = observation.current_mhz
+        asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
 
         def look(index: int) -> Forecast:
-            return forecast(self.twin, engine, candidates[index], now, correction)
+            return forecast(self.twin, engine, candidates[index], asked, correction)
 
         def keeps(found: Forecast) -> bool:
             share = self.margin / caution
