@@ -190,7 +190,7 @@ class FakeNvml:
         return int(pynvml.NVML_SUCCESS)
 
     def _nvmlDeviceGetName(self, gpu: GpuFile, board: Board, text: Any, size: Any) -> int:
-        text.value = board.gpu.product.encode()
+        text.value = f"FAKE {board.gpu.product}".encode()
         return int(pynvml.NVML_SUCCESS)
 
     def _nvmlDeviceGetTotalEnergyConsumption(self, gpu: GpuFile, board: Board, value: Any) -> int:
