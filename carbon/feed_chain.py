@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from carbon.feeds.feed import Feed, FeedError
 from carbon.forecast import SeasonalModel, contiguous_tail, fit, forecast_series
-from carbon.intensity import CarbonIntensity, IntensityReading, Methodology, Tier, require_comparable
+from carbon.intensity import CarbonIntensity, IntensityReading, Kind, Methodology, Tier, require_comparable
 from carbon.series import IntensitySeries
 
 RETRY_S = 30.0
@@ -81,7 +81,6 @@ class FeedChain:
         self._jitter = jitter
         self._value: CarbonIntensity | None = None
         self._forecast: Forecast | None = None
-        self._history: IntensitySeries | None = None
         self._flight: asyncio.Task[None] | None = None
 
     @property
@@ -184,20 +183,28 @@ class FeedChain:
             return
         await self._model_forecast(horizon_h)
 
-    async def _model_forecast(self, horizon_h: int) -> None:
-        now = self._now()
+    async def history(self, start: datetime, end: datetime) -> IntensitySeries | None:
+        """What the first source that has a past tells of `[start, end)`; None when none has."""
         for feed in self._feeds:
             try:
                 async with asyncio.timeout(self._fetch_timeout_s):
-                    start = now - timedelta(weeks=HISTORY_WEEKS)
-                    history = await feed.history(self._zones.get(feed.name, self.zone), start, now)
-                tail = contiguous_tail(history)
-                model = await asyncio.to_thread(fit, tail.values(), tail[0].start, horizon_h)
-                series = forecast_series(tail, model, horizon_h, now)
+                    return await feed.history(self._zones.get(feed.name, self.zone), start, end)
             except (FeedError, TimeoutError, ValueError):
                 continue
-            self._forecast = Forecast(series, f"seasonal model on {feed.name}", now, model)
+        return None
+
+    async def _model_forecast(self, horizon_h: int) -> None:
+        now = self._now()
+        history = await self.history(now - timedelta(weeks=HISTORY_WEEKS), now)
+        if not history:
             return
+        try:
+            tail = contiguous_tail(history)
+            model = await asyncio.to_thread(fit, tail.values(), tail[0].start, horizon_h)
+            series = forecast_series(tail, model, horizon_h, now)
+        except ValueError:
+            return
+        self._forecast = Forecast(series, f"seasonal model on {history[0].source}", now, model)
 
     async def close(self) -> None:
         for feed in self._feeds:
@@ -206,8 +213,6 @@ class FeedChain:
 
 def mean_of(series: IntensitySeries, fetched_at: datetime) -> CarbonIntensity:
     """The zone mean of a recorded series, as the last resort of a chain: an interval of the whole recording."""
-    from carbon.intensity import Kind
-
     first, last = series[0], series[len(series) - 1]
     method = f"mean of {first.start:%Y-%m-%d} to {last.end:%Y-%m-%d}"
     return CarbonIntensity(

@@ -8,6 +8,7 @@ from typing import Any
 
 from carbon.feeds.feed import FeedError
 from carbon.intensity import as_utc, check_g_per_kwh, to_g_per_kwh
+from carbon.series import infer_step
 
 MAX_SKEW = timedelta(hours=2)
 
@@ -63,8 +64,6 @@ def check_skew(start: datetime, now: datetime, source: str) -> None:
 
 def steps(starts: Sequence[datetime], default: timedelta) -> timedelta:
     """Interval length told from the points, or `default` for a single one."""
-    from carbon.series import infer_step
-
     if len(set(starts)) < 2:
         return default
     try:
