@@ -13,7 +13,7 @@ from bench._carbon_data import LEVELS, TASKS, Array, Prompts
 from carbon.forecast import FIT_HOURS, fading_weights, fit, predict
 from carbon.optimizer.budgeted import Exposure, plan_quality_budget
 from carbon.optimizer.classed import ClassedPolicy, LevelCosts, classed_hours, trailing_bounds
-from carbon.optimizer.sprout import SPROUT_EMBODIED_G_PER_S
+from carbon.optimizer.sprout import SPROUT_EMBODIED_G_PER_S, SPROUT_TOLERANCE, sprout_mix
 from carbon.prompt_bands import BandModel, fit_bands
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
 from carbon.quality import QualityEstimate, shrunk_choices
@@ -137,6 +137,30 @@ def classed_policy(table: Array, year: Array, first: int, hours: int, policy: Cl
         kept = policy.share(float(year[now]), lowest, highest)
         steps[hour] = min(SHARE_STEPS, int(np.ceil((kept - 1.0 + policy.tolerance) / policy.tolerance * SHARE_STEPS)))
     return table[steps]
+
+
+def sprout_policy(
+    knowledge: Knowledge, mix: Array, intensity: Array, bounds: tuple[float, float], tolerance: float = SPROUT_TOLERANCE
+) -> Array:
+    """SPROUT's one mix for all classes, `[H, M, L]`, from the training prompts' means and its hindsight bounds."""
+    shares = np.array([cell.share for cell in knowledge.cells])
+    energy = np.array([cell.costs.energy_j for cell in knowledge.cells]) / 3.6e6
+    time = np.array([cell.costs.time_s for cell in knowledge.cells])
+    quality = np.array([cell.quality.mean for cell in knowledge.cells])
+    x = np.zeros((len(mix), len(knowledge.cells), LEVELS))
+    for hour, tasks in enumerate(mix):
+        weights = tasks[knowledge.owners] * shares
+        weights /= weights.sum()
+        x[hour] = sprout_mix(
+            (weights @ energy).tolist(),
+            (weights @ time).tolist(),
+            (weights @ quality).tolist(),
+            g_per_kwh=float(intensity[hour]),
+            lowest_g_per_kwh=bounds[0],
+            highest_g_per_kwh=bounds[1],
+            tolerance=tolerance,
+        ).probabilities
+    return x
 
 
 def budgeted_policy(

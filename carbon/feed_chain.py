@@ -167,13 +167,16 @@ class FeedChain:
         """The newest forecast at hand; None before the first."""
         return self._forecast
 
-    async def refresh_forecast(self, horizon_h: int = 72) -> None:
-        """Fetch or model the hours ahead, at most once an hour. Without a source and without history: none."""
+    async def refresh_forecast(self, horizon_h: int = 72, *, model_only: bool = False) -> None:
+        """Fetch or model the hours ahead, at most once an hour. Without a source and without history: none.
+
+        `model_only`: do not ask sources for theirs (a recording's "forecast" is what came to pass).
+        """
         now = self._now()
         if self._forecast is not None and now - self._forecast.made_at < FORECAST_EVERY:
             return
         until = now + timedelta(hours=horizon_h)
-        for feed in self._feeds:
+        for feed in () if model_only else self._feeds:
             try:
                 async with asyncio.timeout(self._fetch_timeout_s):
                     series = await feed.forecast(self._zones.get(feed.name, self.zone), until)

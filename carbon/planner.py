@@ -6,6 +6,7 @@ equal quality would reach, so that the part owed to carbon awareness is always v
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class Strategy(enum.StrEnum):
 class PlanSettings:
     """`tolerance`, `quality_floor`, `confidence`: see `ClassedPolicy`. The rest is for `budgeted`: `target` of L0's
     quality over `window_h`, `class_floor` no class falls below, `fair` for a budget a class instead of a pool.
-    `bound_quantiles`: of the trailing window, for the grid's clean and dirty end."""
+    `bound_quantiles`: of the trailing window, for the grid's clean and dirty end. `min_judged`: prompts judged at each
+    level before a class gets anything but L0."""
 
     strategy: Strategy = Strategy.CLASSED
     tolerance: float = 0.1
@@ -53,6 +55,7 @@ class PlanSettings:
     fair: bool = False
     window_h: float = 720.0
     bound_quantiles: tuple[float, float] = (0.0, 1.0)
+    min_judged: float = 30.0
 
     @property
     def policy(self) -> ClassedPolicy:
@@ -130,6 +133,11 @@ def make_plan(snapshot: Snapshot, settings: PlanSettings, share: float | None = 
     if g_per_kwh is None:
         notes.append("no carbon intensity: only levels that keep L0's full quality are used")
     kept = share if share is not None else _share(snapshot, settings, notes)
+    unjudged = [state.key for state in snapshot.classes if state.quality.observations < settings.min_judged]
+    if unjudged:
+        notes.append(f"at L0 until {settings.min_judged:g} prompts a level are judged: {', '.join(unjudged)}")
+        judged = tuple(state for state in snapshot.classes if state.key not in set(unjudged))
+        snapshot = dataclasses.replace(snapshot, classes=judged)
     if settings.strategy is Strategy.OFF or not snapshot.classes:
         return MixPlan(
             snapshot.now, settings.strategy, {}, kept, g_per_kwh, snapshot.reading.tier, None, None, tuple(notes)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 from carbon.accounting import PhaseUse, SciScore, sci
 from carbon.intensity import as_utc
@@ -103,3 +107,51 @@ def _value(row: LedgerRow, dimension: str) -> str:
         "tier": row.tier,
     }
     return values[dimension]
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Rows of a CSV with header or of JSON lines (by suffix `.jsonl`), columns named as the fields of `LedgerRow`.
+
+    An empty or missing figure is unknown. Raises `ValueError` naming the row for anything else that does not fit.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".jsonl":
+            rows: Iterable[Mapping[str, Any]] = [json.loads(line) for line in file if line.strip()]
+        else:
+            rows = list(csv.DictReader(file))
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            found.append(_ledger_row(row))
+        except (KeyError, TypeError, ValueError) as error:
+            name = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} row {number}: {name}") from None
+    return found
+
+
+def _ledger_row(row: Mapping[str, Any]) -> LedgerRow:
+    return LedgerRow(
+        finished_at=as_utc(datetime.fromisoformat(str(row["finished_at"]))),
+        tenant=str(row.get("tenant") or ""),
+        model=str(row.get("model") or ""),
+        prompt_class=str(row.get("prompt_class") or ""),
+        directive=str(row.get("directive") or ""),
+        tier=str(row.get("tier") or ""),
+        prompt_tokens=int(row["prompt_tokens"]),
+        output_tokens=int(row["output_tokens"]),
+        energy_j=_figure(row, "energy_j"),
+        prefill_j=_figure(row, "prefill_j"),
+        decode_j=_figure(row, "decode_j"),
+        operational_g=_figure(row, "operational_g"),
+        market_g=_figure(row, "market_g"),
+        embodied_g=_figure(row, "embodied_g"),
+    )
+
+
+def _figure(row: Mapping[str, Any], name: str) -> float | None:
+    if row.get(name) in (None, ""):
+        return None
+    value = float(row[name])
+    if not (math.isfinite(value) and value >= 0.0):
+        raise ValueError(f"{name} must be at least 0, got {row[name]}")
+    return value

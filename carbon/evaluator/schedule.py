@@ -21,10 +21,10 @@ class ScheduleDecision:
 class SproutSchedule:
     """SPROUT's opportunistic rule (artifact `utils.OfflineAssessor`), asked once an hour.
 
-    Run after `max_idle_h` at the latest and never within `grace_h`; in between only at or below the mean intensity, at
+    Run after `max_idle_h` at the latest and never within `grace_h`; in between only at or below the mean intensity,
     just after a local minimum of `v = CI * exp(beta * age)`, whose weight on age keeps a slowly falling grid from
-    postponing it for ever. The published code takes the mean over the whole month, in hindsight; here the caller gives the mean of
-    what it has seen.
+    postponing it for ever. The published code takes the mean over the whole month, in hindsight; here the caller gives
+    the mean of what it has seen.
     """
 
     max_idle_h: float = 72.0
