@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -24,6 +26,19 @@ logger = logging.getLogger(__name__)
 OnReady = Callable[[EngineInfo, str], None]
 
 
+class SignalledServer(uvicorn.Server):
+    """uvicorn's server, but a signal ends `serve` instead of the process, so that what comes after it still runs."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def ask_to_stop(self) -> None:
+        """Let running requests finish; asked again, cut them off."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
 async def run_server(
     config: EngineConfig, settings: ApiSettings, port: int, on_loading: OnLoading, on_ready: OnReady
 ) -> None:
@@ -39,8 +54,10 @@ async def run_server(
         text = ModelText(await asyncio.to_thread(lambda: open_checkpoint(Path(config.model)).load_tokenizer()))
         info = await starting
         service = InferenceService(engine, text, settings)
-        server = uvicorn.Server(server_config(create_app(service, settings), settings, port))
+        server = SignalledServer(server_config(create_app(service, settings), settings, port))
         listener = server.config.bind_socket()
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(signal_number, server.ask_to_stop)
         announcing = asyncio.create_task(_announce(server, info, settings.host, listener.getsockname()[1], on_ready))
         await server.serve([listener])
         announcing.cancel()

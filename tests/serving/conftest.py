@@ -36,7 +36,17 @@ ANSWER = "The quick brown fox jumps over the lazy dog — naïvely, 世界."
 
 INFO = EngineInfo("fake/model", 512, 300, "bf16", "cpu", 64, 16, 8)
 READY = EngineHealth(True, None)
-STATS = EngineStats(1, 2, 16, 64, 100, 40, 3)
+STATS = EngineStats(
+    running=1,
+    waiting=2,
+    waiting_prefill_tokens=30,
+    oldest_waiting_arrival_s=None,
+    kv_blocks_used=16,
+    kv_blocks_total=64,
+    prefix_query_tokens=100,
+    prefix_hit_tokens=40,
+    preemptions=3,
+)
 
 
 class ByteDetokenizer:
