@@ -174,8 +174,7 @@ def gumbel_sample(
     greedy = temperatures == 0
     scaled = logits.float() / torch.where(greedy, 1.0, temperatures)[:, None]
     noisy = scaled + gumbel_noise(seeds, positions, logits.shape[1])
-    kept = scaled >= thresholds[:, None]
-    noisy = torch.where(kept & (scaled > -torch.inf), noisy, -torch.inf)
+    noisy = torch.where(scaled >= thresholds[:, None], noisy, -torch.inf)
     return greedy_argmax(torch.where(greedy[:, None], logits.float(), noisy))
 
 

@@ -55,8 +55,7 @@ def block_best_kernel(
         if temperature > 0:
             scaled = tl.div_rn(values, temperature)
             noise = gumbel(tl.load(seeds + row), tl.load(positions + row).to(tl.int32), first, BLOCK)
-            kept = (scaled >= tl.load(thresholds + row)) & (scaled > float("-inf"))
-            values = tl.where(kept, scaled + noise, float("-inf"))
+            values = tl.where(scaled >= tl.load(thresholds + row), scaled + noise, float("-inf"))
     best, index = tl.max(values, 0, return_indices=True, return_indices_tie_break_left=True)
     at = row * tl.num_programs(1) + tl.program_id(1)
     tl.store(best_values + at, best)
