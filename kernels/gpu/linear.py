@@ -31,8 +31,9 @@ class PackedWeight:
     """A weight `[N, K]` as the kernel reads it.
 
     Attributes:
-        data: dense `[N, K]`; int8 codes `[N, K]`; or uint8 `[N, K / 2]`, where byte `32 g + j` holds the code of column
-            `64 g + j` in its low half and of column `64 g + 32 + j` in its high half, each half one block of 32.
+        data: dense `[N, K]`; int8 codes `[N, K]`; or uint8 `[K / 64, N, 32]`, where byte `[g, n, j]` holds the code of
+            column `64 g + j` in its low half and of column `64 g + 32 + j` in its high half: each half is one block
+            of 32, and the tile of one step lies in one piece.
         scales: int8: `[N]` fp32; 4-bit: `[K / 32, N]`, fp16 where that is exact, else fp32.
         minimums: 4-bit: as scales.
     """
@@ -55,15 +56,18 @@ def pack_weight(weight: torch.Tensor | Int8Channels | Int4Blocks) -> PackedWeigh
         return PackedWeight(PackedFormat.INT8, codes, weight.scales.float().contiguous(), None, outputs, inputs)
     checks.require(weight.block == _INT4_BLOCK, f"4-bit weights need blocks of {_INT4_BLOCK}, got {weight.block}")
     checks.require(inputs % 64 == 0, f"4-bit weights need a multiple of 64 inputs, got {inputs}")
+    checks.require(
+        weight.codes.numel() < 2**32, "4-bit weights past 2^32 elements overflow the kernel's offsets; split them"
+    )
     low, high = weight.codes.reshape(outputs, inputs // 64, 2, 32).unbind(2)
-    data = (low | (high << 4)).reshape(outputs, inputs // 2).contiguous()
+    data = (low | (high << 4)).transpose(0, 1).contiguous()
     scales, minimums = weight.scales, weight.minimums
     if torch.equal(scales.half().float(), scales) and torch.equal(minimums.half().float(), minimums):
         scales, minimums = scales.half(), minimums.half()
     return PackedWeight(PackedFormat.INT4, data, scales.t().contiguous(), minimums.t().contiguous(), outputs, inputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "steps_per_split"])
 def linear_kernel(
     out,
     x,
@@ -75,7 +79,6 @@ def linear_kernel(
     outputs,
     inputs,
     x_stride,
-    split_stride,
     steps_per_split,
     FORMAT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -90,15 +93,14 @@ def linear_kernel(
     end = tl.minimum(begin + steps_per_split * BLOCK_K, inputs)
     n_mask = n < outputs
     m_mask = m < num_tokens
-    wide_n = n.to(tl.int64)
     x_rows = x + m.to(tl.int64)[:, None] * x_stride
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     if FORMAT == _INT4:
         tl.static_assert(BLOCK_K == 64, "one step of 4-bit weights is a pair of blocks")
         column = tl.arange(0, 32)
-        rows = weight + wide_n[:, None] * (inputs // 2) + column[None, :]
+        rows = weight + n[:, None] * 32 + column[None, :]
         for start in range(begin, end, BLOCK_K):
-            codes = tl.load(rows + start // 2, mask=n_mask[:, None], other=0)
+            codes = tl.load(rows + (start // 64) * outputs * 32, mask=n_mask[:, None], other=0)
             at = (start // 32) * outputs + n
             scale = tl.load(scales + at, mask=n_mask, other=0.0).to(tl.float32)
             minimum = tl.load(minimums + at, mask=n_mask, other=0.0).to(tl.float32)
@@ -112,7 +114,7 @@ def linear_kernel(
             acc = tl.dot(high.to(x_low.dtype), tl.trans(x_high), acc, input_precision="ieee")
     else:
         column = tl.arange(0, BLOCK_K)
-        rows = weight + wide_n[:, None] * inputs + column[None, :]
+        rows = weight + n.to(tl.int64)[:, None] * inputs + column[None, :]
         for start in range(begin, end, BLOCK_K):
             inside = (start + column < end)[None, :]
             values = tl.load(rows + start, mask=n_mask[:, None] & inside, other=0)
@@ -122,11 +124,12 @@ def linear_kernel(
             acc *= tl.load(scales + n, mask=n_mask, other=0.0)[:, None]
     if BIAS:
         acc += tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)[:, None]
-    target = out + tl.program_id(2).to(tl.int64) * split_stride + m.to(tl.int64)[:, None] * outputs + n[None, :]
+    first_row = tl.program_id(2).to(tl.int64) * num_tokens
+    target = out + (first_row + m)[:, None] * outputs + n[None, :]
     tl.store(target, tl.trans(acc).to(out.dtype.element_ty), mask=m_mask[:, None] & n_mask[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def add_splits_kernel(out, partial, bias, size, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
@@ -176,7 +179,6 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
         outputs,
         weight.in_features,
         x.stride(0),
-        tokens * outputs,
         per_split,
         FORMAT=weight.kind.value,
         BLOCK_M=config.block_m,

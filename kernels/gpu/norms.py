@@ -16,7 +16,7 @@ from kernels.gpu import checks
 _TILE_ELEMENTS = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_kernel(
     out,
     total_out,

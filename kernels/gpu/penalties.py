@@ -49,7 +49,7 @@ def penalties_kernel(
     tl.store(logits + row * logits_stride + ids, values, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def count_tokens_kernel(output_counts, slots, token_ids, stride, num_rows, BLOCK: tl.constexpr):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = rows < num_rows

@@ -17,7 +17,7 @@ from kernels.gpu import checks
 _BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_requests", "num_tokens"])
 def step_inputs_kernel(
     query_start,
     context_lens,
@@ -58,7 +58,7 @@ def step_inputs_kernel(
             tl.store(slots + begin + tokens, block * PAGE + position % PAGE, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_requests"])
 def advance_kernel(
     positions, slots, context_lens, block_tables, table_stride, num_requests, PAGE: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import enum
 import functools
+import json
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-MEASURED_ON: str | None = None
+# Which card the tables below were measured on; None while they only follow from compiled kernels.
+measured_on: str | None = None
 MANY = 1 << 30
 
 
@@ -196,3 +199,30 @@ def linear_splits(device: torch.device, config: LinearConfig, n_blocks: int, ste
         return 1
     wanted = traits(device).num_sms * config.programs_per_sm // n_blocks
     return max(1, min(wanted, 16, steps // 4))
+
+
+def tables() -> dict[str, dict[Any, Any]]:
+    return {"decode": DECODE, "prefill": PREFILL, "linear": LINEAR}
+
+
+def load_table(path: Path) -> None:
+    """Put measured entries, written by `gridserve bench kernels --sweep`, in place of the ones here.
+
+    Raises `ValueError` when the file is not such a table.
+    """
+    global measured_on
+    makers = {"decode": DecodeConfig, "prefill": PrefillConfig, "linear": LinearConfig}
+    try:
+        content = json.loads(path.read_text())
+        found = []
+        for entry in content["entries"]:
+            key = tuple(entry["key"])
+            if entry["table"] == "linear":
+                key = (PackedFormat(key[0]), *key[1:])
+            found.append((entry["table"], key, makers[entry["table"]](**entry["config"])))
+        card = str(content["measured_on"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no table of `gridserve bench kernels --sweep`: {error!r}") from error
+    for name, key, config in found:
+        tables()[name][key] = config
+    measured_on = card

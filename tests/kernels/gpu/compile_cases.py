@@ -155,7 +155,7 @@ def linear(capability: int, depth: str) -> Iterator[Case]:
     weights = {
         "dense": (tuning.PackedFormat.DENSE, empty(outputs, inputs), None, None),
         "int8": (tuning.PackedFormat.INT8, empty(outputs, inputs, dtype=torch.int8), scales, None),
-        "int4": (tuning.PackedFormat.INT4, empty(outputs, inputs // 2, dtype=torch.uint8), blocks, blocks),
+        "int4": (tuning.PackedFormat.INT4, empty(inputs // 64, outputs, 32, dtype=torch.uint8), blocks, blocks),
     }
     for name, fields in weights.items():
         weight = PackedWeight(*fields, outputs, inputs)
@@ -164,10 +164,28 @@ def linear(capability: int, depth: str) -> Iterator[Case]:
             yield f"{name} {tokens} tokens", lambda x=x, weight=weight: ops.linear(x, weight)
 
 
+def variants(capability: int, depth: str) -> Iterator[Case]:
+    """Batches of many sizes: none may make a kernel compile again while it serves."""
+
+    def batches() -> None:
+        weight = PackedWeight(tuning.PackedFormat.DENSE, empty(4096, 4096), None, None, 4096, 4096)
+        for requests in (9, 10, 16):
+            _attention(requests, requests, requests)()
+            _attention(requests + 1, 1000 + requests, requests)()
+            ops.linear(empty(requests, 4096), weight)
+            ops.rms_norm(empty(requests, 4096), empty(4096), 1e-5)
+            tables, lengths = empty(requests, 3 * requests, dtype=torch.int32), empty(requests, dtype=torch.int32)
+            ops.step_inputs(lengths, lengths, tables, 16, 2 * requests)
+            ops.advance_decodes(lengths, tables, 16)
+
+    yield "batch sizes", batches
+
+
 FAMILIES: dict[str, Callable[[int, str], Iterator[Case]]] = {
     "decode": decode,
     "prefill": prefill,
     "elementwise": elementwise,
     "sampling": sampling,
     "linear": linear,
+    "variants": variants,
 }

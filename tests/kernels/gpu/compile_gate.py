@@ -77,6 +77,7 @@ def compile_case(run) -> Iterator[dict[str, object]]:
         ptx = kernel.asm["ptx"]
         yield {
             "kernel": name,
+            "hash": kernel.hash,
             "shared_bytes": kernel.metadata.shared,
             "num_warps": kernel.metadata.num_warps,
             "mma": sorted(kind for kind, mark in _MMA.items() if mark in ptx),

@@ -19,7 +19,7 @@ import pytest
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 CHECKS = sorted(path.stem for path in (FOLDER / "checks").glob("check_*.py"))
-FAMILIES = ("decode", "prefill", "elementwise", "sampling", "linear")
+FAMILIES = ("decode", "prefill", "elementwise", "sampling", "linear", "variants")
 CAPABILITIES = (80, 89, 90, 100)
 # Shared memory one program may have, bytes: CUDA C++ Programming Guide, technical specifications by capability.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -125,6 +125,16 @@ def faults(capability: int, case: dict[str, Any]) -> Iterator[str]:
             yield f"{name} multiplies with {kernel['mma']}, expected {wanted}"
 
 
+def recompiled(case: dict[str, Any]) -> Iterator[str]:
+    """Kernels of one case that were compiled more than once."""
+    hashes: dict[str, set[str]] = {}
+    for kernel in case.get("kernels", ()):
+        hashes.setdefault(kernel["kernel"], set()).add(kernel["hash"])
+    for name, found in hashes.items():
+        if len(found) > 1:
+            yield f"{name} was compiled {len(found)} times"
+
+
 def expect_within_budgets(child: Finished, capability: int, family: str) -> None:
     if child.status != 0:
         pytest.fail(f"the compile gate itself failed:\n{child.errors[-8000:]}", pytrace=False)
@@ -132,6 +142,9 @@ def expect_within_budgets(child: Finished, capability: int, family: str) -> None
     found = [f"{case['case']}: {fault}" for case in cases for fault in faults(capability, case)]
     if found:
         pytest.fail("\n".join(found), pytrace=False)
+    if family == "variants":
+        again = [fault for case in cases for fault in recompiled(case)]
+        assert not again, f"the size of the batch makes kernels compile while they serve: {again}"
     assert cases, f"no variant of {family} was compiled"
 
 

@@ -47,7 +47,7 @@ def test_draws_agree_with_the_definition(device):
 
 
 def test_the_largest_noise_is_exact(device):
-    """Large noise comes from u near 0, where -log(1 - u) in fp32 is off by percents: find the worst u and lean on it."""
+    """It comes from u near 0, where -log(1 - u) in fp32 is off by percents: find the worst u and lean on it."""
     rows = 400
     seeds = torch.zeros(rows, dtype=torch.int64, device=device)
     positions = torch.arange(rows, device=device)
