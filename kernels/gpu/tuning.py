@@ -77,6 +77,7 @@ class LinearConfig:
 _DECODE_SMALL: dict[tuple[int, int], DecodeConfig] = {
     (1, 128): DecodeConfig(tile=64, num_warps=4, num_stages=5, programs_per_sm=2),
     (2, 128): DecodeConfig(tile=32, num_warps=4, num_stages=5, programs_per_sm=2),
+    (2, 256): DecodeConfig(tile=32, num_warps=4, num_stages=5, programs_per_sm=1),
     (4, 128): DecodeConfig(tile=32, num_warps=4, num_stages=3, programs_per_sm=1),
     (4, 256): DecodeConfig(tile=16, num_warps=4, num_stages=3, programs_per_sm=1),
 }
@@ -89,6 +90,8 @@ _PREFILL_SMALL: dict[tuple[int, int], PrefillConfig] = {
     (1, 128): PrefillConfig(block_m=64, tile=64, num_warps=8, num_stages=3),
     (2, 64): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
     (2, 128): PrefillConfig(block_m=128, tile=32, num_warps=8, num_stages=3),
+    (1, 256): PrefillConfig(block_m=64, tile=16, num_warps=8, num_stages=3),
+    (2, 256): PrefillConfig(block_m=64, tile=32, num_warps=8, num_stages=3),
     (4, 256): PrefillConfig(block_m=32, tile=16, num_warps=4, num_stages=1),
 }
 PREFILL: dict[tuple[int, int, int], PrefillConfig] = {
@@ -96,6 +99,8 @@ PREFILL: dict[tuple[int, int, int], PrefillConfig] = {
     (90, 1, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
     (90, 2, 64): PrefillConfig(block_m=128, tile=128, num_warps=8, num_stages=3),
     (90, 2, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
+    (90, 1, 256): PrefillConfig(block_m=64, tile=32, num_warps=8, num_stages=3),
+    (90, 2, 256): PrefillConfig(block_m=64, tile=64, num_warps=8, num_stages=3),
     **{(120, *key): config for key, config in _PREFILL_SMALL.items()},
 }
 # Keyed (format, bytes of one activation, tokens at most); the last entry of a format serves any number of tokens.

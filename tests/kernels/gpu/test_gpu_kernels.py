@@ -24,6 +24,7 @@ CAPABILITIES = (80, 89, 90, 100)
 # Shared memory one program may have, bytes: CUDA C++ Programming Guide, technical specifications by capability.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 REGISTER_FILE = 65536
+TENSOR_MEMORY_COLUMNS = 512
 # Registers a thread may take at most, by kernel: what the present code needs and a little room.
 REGISTER_BUDGET = {"decode_kernel": 240, "prefill_kernel": 255, "linear_kernel": 200, "add_splits_kernel": 80}
 DEFAULT_REGISTER_BUDGET = 72
@@ -116,6 +117,8 @@ def faults(capability: int, case: dict[str, Any]) -> Iterator[str]:
             yield f"{name} cannot launch: {kernel['num_warps']} warps of {registers} registers"
         if kernel["shared_bytes"] > SHARED_LIMIT[capability]:
             yield f"{name} cannot launch: {kernel['shared_bytes']} bytes of shared memory"
+        if kernel["tensor_memory_columns"] > TENSOR_MEMORY_COLUMNS:
+            yield f"{name} cannot launch: {kernel['tensor_memory_columns']} columns of tensor memory"
         wanted = []
         if name in MMA_KERNELS:
             wanted = [WIDE_MMA.get(capability, "mma.sync") if name in WIDE_KERNELS else "mma.sync"]
@@ -175,7 +178,8 @@ def test_the_gate_reports_faults():
         "num_warps": 16,
         "mma": ["mma.sync"],
         "async_copies": 0,
+        "tensor_memory_columns": 1024,
     }
     found = "\n".join(faults(90, {"case": "made up", "kernels": [spilled]}))
-    for expected in ("spills", "warps", "shared memory", "wgmma", "load ahead"):
+    for expected in ("spills", "warps", "shared memory", "wgmma", "load ahead", "tensor memory"):
         assert expected in found
