@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.gpu import checks
+from kernels.gpu import checks, tuning
 from kernels.gpu.attention_decode import decode_attention
 from kernels.gpu.attention_prefill import prefill_attention
 from kernels.gpu.definitions import QUANTIZED_DTYPES, KVScales
@@ -62,6 +62,10 @@ def check_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, scales: KVScales |
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         checks.dtype(name, cache, *checks.FLOATS, *QUANTIZED_DTYPES)
         checks.dense_tail(name, cache, dims=2)
+    checks.require(
+        k_cache.dtype is not torch.float8_e4m3fn or tuning.traits(k_cache.device).capability >= 89,
+        "an fp8 cache needs compute capability 8.9; use int8 on this card",
+    )
     checks.require(k_cache.dtype == v_cache.dtype, "k_cache and v_cache must share one dtype")
     checks.require(
         (scales is not None) == (k_cache.dtype in QUANTIZED_DTYPES),

@@ -38,7 +38,7 @@ def split_size_of(length, first, num_splits, TILE: tl.constexpr, FIXED_SPLIT: tl
         return tl.maximum(tl.cdiv(tiles, num_splits), 1) * TILE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "table_stride"])
 def decode_kernel(
     out,
     partial_out,
@@ -130,7 +130,7 @@ def decode_kernel(
         tl.store(target, result.to(out.dtype.element_ty), mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def reduce_kernel(
     out,
     partial_out,

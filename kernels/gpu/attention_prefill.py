@@ -97,7 +97,7 @@ def attend(
     return acc, total, peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_request", "num_requests", "table_stride"])
 def prefill_kernel(
     out,
     q,

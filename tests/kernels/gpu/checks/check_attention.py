@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kernels.gpu import definitions, ops, tuning
 from kernels.metadata import AttentionMetadata
@@ -207,6 +209,48 @@ def test_block_offsets_past_int32(device, close):
         setattr(case, name, view)
     assert int(case.metadata.block_tables.max()) * far > 2**31
     close(case.run(), expected)
+
+
+def layouts():
+    """Requests in the scheduler's order, decodes first; lengths around the edges of pages and tiles."""
+    lengths = st.one_of(st.sampled_from([1, 15, 16, 17, 31, 33, 63, 64, 65, 128]), st.integers(1, 150))
+    decodes = st.lists(lengths.map(lambda context: (1, context)), max_size=3)
+    chunks = st.lists(
+        st.tuples(st.integers(2, 70), st.integers(0, 90)).map(lambda pair: (pair[0], sum(pair))), max_size=2
+    )
+    return st.tuples(decodes, chunks).map(lambda both: both[0] + both[1]).filter(bool)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=layouts(),
+    heads=st.sampled_from([(2, 2), (3, 1), (8, 2)]),
+    page=st.sampled_from([16, 32]),
+    window=st.one_of(st.none(), st.integers(1, 100)),
+    fixed=st.booleans(),
+)
+def test_any_layout(device, close, lengths, heads, page, window, fixed):
+    case = make_case(device, lengths, *heads, head_dim=32, page=page, dtype=torch.float32)
+    tuning.set_deterministic(fixed)
+    try:
+        close(case.run(window=window), case.expected(window))
+    finally:
+        tuning.set_deterministic(False)
+
+
+@pytest.mark.slow
+def test_long_contexts(device, close, monkeypatch):
+    case = make_case(device, [(1, 5000), (1, 3), (1, 4097), (100, 3000)])
+    for splits in (1, 13):
+        monkeypatch.setattr(tuning, "num_splits", lambda *_, splits=splits: splits)
+        close(case.run(), case.expected())
+
+
+def test_fp8_needs_a_card_that_has_it(device, monkeypatch):
+    case = make_case(device, [(1, 20)], cache_dtype=torch.float8_e4m3fn)
+    monkeypatch.setattr(tuning, "traits", lambda _: tuning.DeviceTraits(80, 108))
+    with pytest.raises(ValueError, match="use int8"):
+        case.run()
 
 
 def test_bad_arguments_are_refused(device):
