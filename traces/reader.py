@@ -103,6 +103,13 @@ class TraceFile:
             yield request
 
 
+def read_length_pairs(path: Path) -> list[tuple[int, int]]:
+    """Lengths of all rows of a file of any format, with arrivals or not; rows without answer are left out."""
+    layout = detect_layout(path)
+    rows = _rows(path, layout, ReadOptions(), RowCounts())
+    return [(row.input_tokens, row.output_tokens) for row in rows if row.output_tokens > 0]
+
+
 class _Clock:
     """Turns stamps of the file into arrivals, never decreasing."""
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 TimeUnit = Literal["s", "ms", "us"]
 SECONDS_PER: Mapping[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
-# Below this many requests a second, whole-numbered stamps look like milliseconds read as seconds.
+# Fewer requests a second than this over more than two weeks, at whole numbers: an hour of milliseconds looks so.
 SUSPICIOUS_RATE_RPS = 0.02
+SUSPICIOUS_SPAN_S = 14 * 86_400.0
 SUSPICIOUS_MIN_ROWS = 20
 
 
@@ -116,7 +117,7 @@ def real_number(column: str, text: str | float, least: float = 0.0) -> float:
 
 def suspicious_time_unit(requests: int, span_s: float, whole_stamps: bool) -> str | None:
     """A warning where the stamps look like milliseconds that were read as seconds, else None."""
-    if requests < SUSPICIOUS_MIN_ROWS or span_s <= 0 or not whole_stamps:
+    if requests < SUSPICIOUS_MIN_ROWS or span_s < SUSPICIOUS_SPAN_S or not whole_stamps:
         return None
     rate_rps = requests / span_s
     if rate_rps >= SUSPICIOUS_RATE_RPS:
