@@ -241,7 +241,7 @@ class Workload:
         parts = (self, *others)
 
         def merged() -> Iterator[TraceRequest]:
-            streams = [(_as_part(request, index, len(parts)) for request in part) for index, part in enumerate(parts)]
+            streams = [_as_part(part, index, len(parts)) for index, part in enumerate(parts)]
             return heapq.merge(*streams, key=lambda request: request.arrival_s)
 
         name = " + ".join(part.name for part in parts)
@@ -260,11 +260,14 @@ class _Again:
         return self._make()
 
 
-def _as_part(request: TraceRequest, index: int, parts: int) -> TraceRequest:
-    if request.session_id is None and not request.prefix_ids:
-        return request
-    session = None if request.session_id is None else f"{index}/{request.session_id}"
-    return _replace(request, session_id=session, prefix_ids=tuple(i * parts + index for i in request.prefix_ids))
+def _as_part(requests: Iterable[TraceRequest], index: int, parts: int) -> Iterator[TraceRequest]:
+    for request in requests:
+        if request.session_id is None and not request.prefix_ids:
+            yield request
+            continue
+        session = None if request.session_id is None else f"{index}/{request.session_id}"
+        ids = tuple(prefix_id * parts + index for prefix_id in request.prefix_ids)
+        yield _replace(request, session_id=session, prefix_ids=ids)
 
 
 def _coin(seed: int, key: str) -> float:
