@@ -185,7 +185,8 @@ def _rows(
             except BadField as bad:
                 if options.skip_bad and not isinstance(bad, _BackwardsError):
                     counts.bad += 1
-                    counts.bad_reasons[bad.column or "row"] += 1
+                    reason = bad.column or "row"
+                    counts.bad_reasons[reason] = counts.bad_reasons.get(reason, 0) + 1
                     continue
                 raise RowError(path, line, locate(bad.column), bad.column, bad.reason) from None
             yield row

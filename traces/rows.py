@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +81,7 @@ class RowCounts:
     rows: int = 0
     requests: int = 0
     bad: int = 0
-    bad_reasons: Counter[str] = field(default_factory=Counter)
+    bad_reasons: dict[str, int] = field(default_factory=dict)
     zero_outputs: int = 0
     dropped_zero_output: int = 0
     clipped_over_window: int = 0
