@@ -26,8 +26,9 @@ class ConnectionLostError(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """`pieces`: body as received, each with its arrival. `sent_s`: when the request was handed to the socket.
+    """`pieces`: body as received, each with its arrival. `sent_s`: when sending began.
 
+    Opening a connection, where none is idle, comes after `sent_s`, as in vllm's client: the user waits for it too.
     Times are `time.perf_counter()`.
     """
 
@@ -56,19 +57,15 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    def request(self, head: bytes, body: bytes) -> asyncio.Future[Answer]:
-        """Send a request; the future's answer fills while it arrives, and survives a lost connection in `partial`."""
+    def request(self, head: bytes, body: bytes, answer: Answer) -> asyncio.Future[Answer]:
+        """Send a request; `answer` fills while it arrives, and keeps what came when the connection is lost."""
         assert self._transport is not None
         assert self._done is None
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
-        self._answer = Answer(time.perf_counter())
+        self._answer = answer
         self._transport.write(head + body)
         return self._done
-
-    @property
-    def partial(self) -> Answer | None:
-        return self._answer
 
     def data_received(self, data: bytes) -> None:
         self._arrived_s = time.perf_counter()
@@ -175,7 +172,7 @@ class StreamClient:
     async def post(
         self, path: str, body: bytes, headers: Mapping[str, str] | None = None, into: list[Answer] | None = None
     ) -> Answer:
-        """The whole answer. `into` gets the answer when the request is sent, so that a failure leaves what came.
+        """The whole answer. `into` gets the answer when sending begins, so that a failure leaves what came.
 
         Raises `ConnectionLostError`, or `OSError` when no connection can be made. Cancelling closes the connection,
         which tells the server to stop.
@@ -189,12 +186,13 @@ class StreamClient:
         if body:
             lines += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}{lines}\r\n".encode("latin-1")
+        answer = Answer(time.perf_counter())
+        if into is not None:
+            into.append(answer)
         connection = self._take_idle() or await self._new_connection()
-        done = connection.request(head, body)
-        if into is not None and connection.partial is not None:
-            into.append(connection.partial)
+        done = connection.request(head, body, answer)
         try:
-            answer = await done
+            await done
         except BaseException:
             connection.close()
             self._open.discard(connection)

@@ -39,7 +39,6 @@ class ReplayOptions:
     prewarmed_connections: int = 16
     keep_itl: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.look_ahead < 1:
@@ -190,7 +189,7 @@ class Replay:
         into: list[Answer] = []
         error: str | None = None
         outcome = Outcome.COMPLETED
-        headers = {"x-request-id": f"replay-{prepared.index}", **self._options.headers}
+        headers = {"x-request-id": f"replay-{prepared.index}"}
         try:
             async with asyncio.timeout(self._options.request_timeout_s):
                 await self._client.post(self._target.path, prepared.body, headers, into)

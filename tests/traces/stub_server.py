@@ -1,6 +1,6 @@
 """A small OpenAI-compatible server with known timing, as a bare ASGI application: words are tokens.
 
-Run it alone with `python tests/traces/stub_server.py PORT [TTFT_S] [ITL_S]`.
+Run it alone with `python tests/traces/stub_server.py PORT [TTFT_S] [ITL_S] [TTFT_S_PER_TOKEN] [ITL_S_PER_ACTIVE]`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ FIRST_ID = 100
 class Stub:
     """Behaviour is set by attributes; what was received is in `received`."""
 
-    def __init__(self, ttft_s: float = 0.02, itl_s: float = 0.005) -> None:
+    def __init__(
+        self, ttft_s: float = 0.02, itl_s: float = 0.005, ttft_s_per_token: float = 0.0, itl_s_per_active: float = 0.0
+    ) -> None:
         self.ttft_s = ttft_s
         self.itl_s = itl_s
+        self.ttft_s_per_token = ttft_s_per_token
+        self.itl_s_per_active = itl_s_per_active
+        self.active = 0
         self.tokenizes = True
         self.takes_token_ids = True
         self.reports_usage = True
@@ -89,14 +94,16 @@ class Stub:
             return await answer(send, 503, {"error": {"message": "overloaded"}})
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         gone = asyncio.ensure_future(wait_gone(receive))
+        self.active += 1
         try:
-            await asyncio.sleep(self.ttft_s)
+            await asyncio.sleep(self.ttft_s + self.ttft_s_per_token * prompt_tokens)
             if chat:
                 await event(send, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-            start_s = time.perf_counter()
+            due_s = time.perf_counter()
             for first in range(0, count, self.tokens_per_chunk):
-                due_s = start_s + self.itl_s * (first // self.tokens_per_chunk)
-                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+                if first:
+                    due_s += self.itl_s + self.itl_s_per_active * self.active
+                    await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
                 while self.stall and not gone.done():
                     await asyncio.sleep(0.01)
                 if gone.done():
@@ -124,6 +131,7 @@ class Stub:
             await event(send, final)
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
         finally:
+            self.active -= 1
             gone.cancel()
 
 
