@@ -1,0 +1,131 @@
+"""`spec.power`: the governor with its parameters, the band it may move in, the row it shares.
+
+Names and defaults are those of `power.governors`, with units in the keys; a test keeps the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from serving.policy.base import Fraction, Megahertz, Name, NonNegative, Positive, Section
+
+GovernorName = Literal["default", "static", "slo_slack", "phase_aware"]
+
+
+class ClockBand(Section):
+    """SM clocks the governor may ask for. An absent end is the device's own."""
+
+    min: Megahertz | None = None
+    max: Megahertz | None = None
+
+    @model_validator(mode="after")
+    def ends_in_order(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"the clock band is empty: min {self.min} MHz is above max {self.max} MHz")
+        return self
+
+
+class PowerLimit(Section):
+    max: Positive | None = None
+    """Power limit of each GPU, W; it always guards, whatever the governor wishes."""
+
+
+class StaticSettings(Section):
+    clock_mhz: Megahertz
+    """The one clock for all loads."""
+
+
+class SloSlackSettings(Section):
+    margin: Fraction = 0.8
+    """Share of the SLO a prediction may use."""
+    guard: Fraction = 0.97
+    """Share of the SLO at which a measured latency ends the slack."""
+    guard_s: NonNegative = 5.0
+    """How long it stays ended."""
+    learning: Fraction = 0.2
+    """Weight of a new measured step time in the twin's correction."""
+    trusted_min: Positive = 0.3
+    trusted_max: Positive = 3.0
+    """Corrections outside `trusted_min .. trusted_max` are not believed: the driver's default is used."""
+
+    @model_validator(mode="after")
+    def trusted_in_order(self) -> Self:
+        if self.trusted_min >= self.trusted_max:
+            raise ValueError("trusted_min must be below trusted_max")
+        return self
+
+
+class PhaseAwareSettings(Section):
+    prefill_mhz: Megahertz | None = None
+    """Clock while prompts are computed; null for the driver's default."""
+    decode_mhz: Megahertz | None = None
+    """Clock while tokens are drawn; null leaves the choice to slo_slack."""
+    switch_latency_s: Positive = 0.013
+    worth: Positive = 10.0
+    """A prefill must last this many switch latencies to be worth a switch."""
+
+
+class Stability(Section):
+    """What keeps a governor from hunting."""
+
+    lower_after_s: NonNegative = 1.0
+    dwell_s: NonNegative = 0.5
+    dead_band_mhz: int = Field(default=45, ge=0)
+    max_lower_mhz: int = Field(default=300, gt=0)
+    raise_gap_s: Positive = 0.1
+    switch_cost_j: NonNegative = 5.0
+    payback_s: Positive = 2.0
+
+
+class RowBudget(Section):
+    """POLCA's two thresholds and brake over all GPUs under control, beside whichever governor each one has."""
+
+    watts: Positive
+    """What the row may draw in all."""
+    t1: float = Field(default=0.80, gt=0.0, lt=1.0)
+    """Share of the budget above which the low-priority pool is capped."""
+    t2: Literal["auto"] | float = "auto"
+    """Upper threshold; auto leaves room for the worst rise measured over one actuation delay."""
+    hysteresis: float = Field(default=0.05, gt=0.0, lt=1.0)
+    reaction_s: Positive = 1.0
+    """Actuation plus telemetry delay: nothing is escalated before an action could show."""
+    relax_dwell_s: NonNegative = 5.0
+    actuation_delay_s: Positive = 1.0
+    """Delay over which `t2: auto` looks for the worst rise."""
+    history_days: int = Field(default=7, ge=1, le=90)
+    min_history_s: NonNegative = 3600.0
+    """Telemetry needed before `t2: auto` trusts its own history; until then t2 is 0.89."""
+    low_priority_gpus: tuple[Name, ...] = ()
+    """UUIDs of the GPUs of the low-priority pool; the others are high priority."""
+
+    @model_validator(mode="after")
+    def thresholds_in_order(self) -> Self:
+        if self.hysteresis >= self.t1:
+            raise ValueError(f"hysteresis {self.hysteresis:g} must be below t1 {self.t1:g}")
+        if isinstance(self.t2, float) and not self.t1 < self.t2 < 1.0:
+            raise ValueError(f"t2 {self.t2:g} must lie between t1 {self.t1:g} and 1")
+        return self
+
+
+class CarbonFollow(Section):
+    """Narrows clock band and row budget while the grid is dirty, around whichever governor is chosen."""
+
+    floor_fraction: Fraction = 0.6
+    """Ceiling of the clock over the top clock, at the dirtiest grid."""
+    budget_floor: Fraction = 0.75
+    """Share of the row budget then."""
+    steps: int = Field(default=5, ge=1, le=100)
+
+
+class Power(Section):
+    governor: GovernorName = "default"
+    clock_mhz: ClockBand = ClockBand()
+    power_limit_w: PowerLimit = PowerLimit()
+    static: StaticSettings | None = None
+    slo_slack: SloSlackSettings = SloSlackSettings()
+    phase_aware: PhaseAwareSettings = PhaseAwareSettings()
+    stability: Stability = Stability()
+    row_budget: RowBudget | None = None
+    carbon_follow: CarbonFollow | None = None
