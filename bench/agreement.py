@@ -20,7 +20,6 @@ from kernels.metadata import AttentionMetadata
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
     from engine.decoder import Decoder
-    from engine.native_decoder import NativeDecoder
 
 BLOCK_SIZE = 32
 
@@ -38,7 +37,7 @@ class Agreement:
 class Sequence:
     """One token sequence on a decoder with a cache of its own."""
 
-    def __init__(self, decoder: Decoder | NativeDecoder, length: int) -> None:
+    def __init__(self, decoder: Decoder, length: int) -> None:
         from kernels.kv_cache import allocate_kv_caches
 
         config = decoder.config
@@ -100,7 +99,6 @@ def main(argv: list[str]) -> int:
     from engine.checkpoint import open_checkpoint
     from engine.decoder import Decoder
     from engine.model_store import resolve_model
-    from engine.native_decoder import load_decoder
     from kernels.linear import WeightFormat
 
     checkpoint = open_checkpoint(resolve_model(arguments.model))
@@ -112,9 +110,7 @@ def main(argv: list[str]) -> int:
     ]
     rows = []
     for name in arguments.formats:
-        decoder = load_decoder(
-            checkpoint.config, checkpoint.open_weights(), WeightFormat(name), torch.device("cpu"), 2048
-        )
+        decoder = Decoder(checkpoint.config, checkpoint.open_weights(), WeightFormat(name), max_model_len=2048)
         same, divergence, positions = 0, 0.0, 0
         for (prompt, answer), wanted in zip(pairs, expected):
             logits = Sequence(decoder, len(prompt) + len(answer)).feed(prompt + answer[:-1])[len(prompt) - 1 :]

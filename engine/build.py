@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,17 +13,18 @@ from engine.block_pool import BlockPool
 from engine.checkpoint import open_checkpoint
 from engine.client_protocol import EngineInfo
 from engine.config import EngineConfig
+from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.guided import GuideCompiler
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner
-from engine.native_decoder import load_decoder
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
 from engine.weights import Weights
 from kernels.kv_cache import allocate_kv_caches, kv_bytes_per_block
 from kernels.linear import WeightFormat
+from kernels.threads import set_threads, usable_cores
 
 # A step's budget: large enough to reach the prefill rate, small enough that a chunk stalls decodes only briefly.
 CPU_MAX_NUM_BATCHED_TOKENS = 256
@@ -53,12 +53,12 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
     """
     device = choose_device(config.device)
     if device.type == "cpu":
-        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+        set_threads(config.num_threads or usable_cores())
     report("reading the model")
     checkpoint = open_checkpoint(Path(config.model))
     weights = checkpoint.open_weights()
     weight_format = config.weight_format or choose_weight_format(weights, device)
-    decoder = load_decoder(
+    decoder = Decoder(
         checkpoint.config,
         weights,
         weight_format,
@@ -115,8 +115,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_weight_format(weights: Weights, device: torch.device) -> WeightFormat:
-    """`INT4` on a CPU for a file in 4-bit blocks: the same bits as `BF16` in a third of the memory traffic."""
-    stored = weights.int4("model.layers.0.mlp.down_proj.weight") is not None
+    """`INT4` on a CPU for a file in blocks: the same bits as `BF16` in a third of the memory traffic."""
+    stored = weights.blocks("model.layers.0.mlp.down_proj.weight") is not None
     return WeightFormat.INT4 if stored and device.type == "cpu" else WeightFormat.BF16
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, Int8Blocks
 
 CHUNK_WEIGHTS = 1 << 22  # bounds the fp32 temporaries of one conversion to some tens of MB
 
@@ -134,6 +134,18 @@ def dequantize(raw: torch.Tensor, kind: GGMLQuantizationType, dtype: torch.dtype
         blocks = raw[start : start + step].reshape(-1, block_bytes)
         out[start : start + step] = _DEQUANTIZE[kind](blocks).view(-1, columns)
     return out
+
+
+def quantized_blocks(raw: torch.Tensor, kind: GGMLQuantizationType) -> Int4Blocks | Int8Blocks | None:
+    """Raw rows `[N, bytes of a row]` as 4-bit or 8-bit blocks of 32 columns, exactly; None when the format has none."""
+    return int8_blocks(raw) if kind is GGMLQuantizationType.Q8_0 else int4_blocks(raw, kind)
+
+
+def int8_blocks(raw: torch.Tensor) -> Int8Blocks:
+    """Rows of Q8_0, `[N, bytes of a row]`: a half-precision scale, then 32 signed codes."""
+    blocks = raw.reshape(raw.shape[0], -1, GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][1])
+    scales = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1).float()
+    return Int8Blocks(blocks[..., 2:].contiguous().view(torch.int8).view(raw.shape[0], -1), scales)
 
 
 def int4_blocks(raw: torch.Tensor, kind: GGMLQuantizationType) -> Int4Blocks | None:

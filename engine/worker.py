@@ -43,6 +43,7 @@ from engine.messages import (
 )
 from engine.model_runner import ModelRunner
 from engine.request import FinishReason, Request
+from kernels.threads import configure_environment
 
 logger = logging.getLogger("gridserve.engine")
 
@@ -240,6 +241,7 @@ def main(argv: list[str]) -> int:
 
         # Heavy imports come after the socket, so that the front end sees progress from the start.
         report("starting")
+        configure_environment()
         from engine.build import build_engine
 
         try:

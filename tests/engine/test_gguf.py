@@ -214,8 +214,8 @@ def test_quantised_models_run(
         if tensor.dim() == 2:
             rounded = gguf.quants.dequantize(gguf.quants.quantize(tensor.numpy(), kind), kind)
             torch.testing.assert_close(read.dense(weight, torch.float32).numpy(), rounded, atol=1e-6, rtol=1e-5)
-            blocks = read.int4(weight)
-            assert (blocks is not None) == (kind in INT4_KINDS)
+            blocks = read.blocks(weight)
+            assert (blocks is not None) == (kind in (*INT4_KINDS, gguf.GGMLQuantizationType.Q8_0))
             if blocks is not None:
                 torch.testing.assert_close(blocks.dequantize().numpy(), rounded, atol=1e-6, rtol=1e-5)
     prompt = list(range(1, 20))

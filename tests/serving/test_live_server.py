@@ -161,7 +161,7 @@ def test_hanging_up_frees_the_engine(server: Server) -> None:
 
     def idle() -> bool:
         text = httpx.get(f"{server.url}/metrics").text
-        return bool(re.search(r"^gridserve_requests_running(\{.*\})? 0\.0$", text, re.MULTILINE))
+        return bool(re.search(r"^gridserve_num_requests_running(\{.*\})? 0\.0$", text, re.MULTILINE))
 
     until(idle, "the abandoned request is gone")
 
