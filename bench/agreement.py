@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     from engine.checkpoint import open_checkpoint
     from engine.decoder import Decoder
     from engine.model_store import resolve_model
-    from kernels.linear import WeightFormat
+    from kernels.weight_format import WeightFormat
 
     checkpoint = open_checkpoint(resolve_model(arguments.model))
     reference = Decoder(checkpoint.config, checkpoint.open_weights(), WeightFormat.FP32, max_model_len=2048)

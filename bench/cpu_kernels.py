@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from kernels import cpu_status, ops, reference
 from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
 from kernels.kv_cache import KVCache, allocate_kv_caches
-from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, WeightFormat, compute_logits, make_linear
+from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, compute_logits, make_linear
 from kernels.metadata import AttentionMetadata
 from kernels.threads import set_threads, usable_cores
+from kernels.weight_format import WeightFormat
 
 HIDDEN, INTERMEDIATE, VOCAB, LAYERS = 576, 1536, 49152, 30
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 9, 3, 64, 16

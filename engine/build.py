@@ -23,8 +23,8 @@ from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
 from engine.weights import Weights
 from kernels.kv_cache import allocate_kv_caches, kv_bytes_per_block
-from kernels.linear import WeightFormat
 from kernels.threads import set_threads, usable_cores
+from kernels.weight_format import WeightFormat
 
 # A step's budget: large enough to reach the prefill rate, small enough that a chunk stalls decodes only briefly.
 CPU_MAX_NUM_BATCHED_TOKENS = 256

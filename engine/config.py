@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
 DEVICES = ("auto", "cpu", "cuda")
 

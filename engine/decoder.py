@@ -15,8 +15,9 @@ from engine.weight_loader import LayerTensors, Progress, WeightLoader
 from engine.weights import Weights
 from kernels import ops
 from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
-from kernels.linear import WeightFormat, activation_dtype, compute_logits, make_linear
+from kernels.linear import activation_dtype, compute_logits, make_linear
 from kernels.metadata import AttentionMetadata
+from kernels.weight_format import WeightFormat
 
 KvCache = tuple[torch.Tensor, torch.Tensor]
 

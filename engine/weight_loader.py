@@ -10,7 +10,8 @@ import torch
 from engine.model_config import ModelConfig
 from engine.rope import inverse_frequencies, rope_table
 from engine.weights import ROPE_FACTORS, Weights
-from kernels.linear import Int4Blocks, Int8Blocks, Weight, WeightFormat, activation_dtype
+from kernels.linear import Int4Blocks, Int8Blocks, Weight, activation_dtype
+from kernels.weight_format import WeightFormat
 
 Progress = Callable[[int, int], None]
 

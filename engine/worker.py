@@ -16,6 +16,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -23,7 +24,6 @@ import zmq
 from engine.client_protocol import EngineStats
 from engine.config import EngineConfig
 from engine.engine import Engine, StepOutcome
-from engine.guided import GuideCompiler
 from engine.messages import (
     Abort,
     Delta,
@@ -41,9 +41,12 @@ from engine.messages import (
     encoder,
     to_engine_decoder,
 )
-from engine.model_runner import ModelRunner
 from engine.request import FinishReason, Request
 from kernels.threads import configure_environment
+
+if TYPE_CHECKING:
+    from engine.guided import GuideCompiler
+    from engine.model_runner import ModelRunner
 
 logger = logging.getLogger("gridserve.engine")
 

@@ -10,7 +10,6 @@ On a CPU, in order of preference:
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,14 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels.cpu.packing import PackedLinear, pack_bf16, pack_int4, pack_int8
-
-
-class WeightFormat(enum.StrEnum):
-    """How weights are held: `FP32` is the reference; `BF16` the default; `INT4` keeps 4- and 8-bit blocks."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    INT4 = "int4"
+from kernels.weight_format import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)

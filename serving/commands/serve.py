@@ -88,7 +88,7 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
     from engine.config import EngineConfig
     from engine.messages import Loading
     from engine.model_store import resolve_model
-    from kernels.linear import WeightFormat
+    from kernels.weight_format import WeightFormat
     from serving.auth import ApiKeys
     from serving.server import run_server
     from serving.settings import ApiSettings

@@ -13,7 +13,7 @@ from engine.config_reading import config_from_hf
 from engine.decoder import Decoder
 from engine.model_config import ModelConfig
 from engine.random_model import random_model
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
 SHAPE = {
     "vocab_size": 211,

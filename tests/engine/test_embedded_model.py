@@ -21,7 +21,7 @@ from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
 from engine.tokenizer import Tokenizer
 from kernels.kv_cache import allocate_kv_caches
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
 from kernels.kv_cache import allocate_kv_caches
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
 VOCAB, BLOCK_SIZE = 300, 16
 CONFIG = ModelConfig(

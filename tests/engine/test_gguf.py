@@ -25,7 +25,7 @@ from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind
 from engine.random_model import random_model
 from engine.rope import inverse_frequencies
 from engine.weights import ROPE_FACTORS
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
 
 def half(block: bytes, at: int) -> float:

@@ -10,7 +10,8 @@ import torch
 from kernels import ops, reference
 from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
 from kernels.kv_cache import allocate_kv_caches
-from kernels.linear import Int4Blocks, WeightFormat, compute_logits, make_linear
+from kernels.linear import Int4Blocks, compute_logits, make_linear
+from kernels.weight_format import WeightFormat
 
 HIDDEN, VOCAB, LAYERS, BLOCKS, BLOCK_SIZE = 192, 500, 3, 64, 16
 

@@ -7,7 +7,8 @@ import torch
 
 from kernels.cpu.abi import Packing
 from kernels.cpu.packing import PackedLinear
-from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, WeightFormat, make_linear
+from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, make_linear
+from kernels.weight_format import WeightFormat
 
 SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536), (1000, 64), (50, 32)]
 BATCHES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 127, 300)
