@@ -12,12 +12,13 @@ import torch
 from engine.block_pool import BlockPool
 from engine.checkpoint import open_checkpoint
 from engine.client_protocol import EngineInfo
-from engine.config import EngineConfig
+from engine.config import CPU_MAX_NUM_BATCHED_TOKENS, CUDA_MAX_NUM_BATCHED_TOKENS, EngineConfig
 from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.guided import GuideCompiler
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner
+from engine.pace import PacedExecutor
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
@@ -26,9 +27,6 @@ from kernels.kv_cache import allocate_kv_caches, kv_bytes_per_block
 from kernels.threads import set_threads, usable_cores
 from kernels.weight_format import WeightFormat
 
-# A step's budget: large enough to reach the prefill rate, small enough that a chunk stalls decodes only briefly.
-CPU_MAX_NUM_BATCHED_TOKENS = 256
-CUDA_MAX_NUM_BATCHED_TOKENS = 4096
 CPU_DEFAULT_KV_BYTES = 1 << 30
 MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.90}
 
@@ -40,6 +38,7 @@ class Report(Protocol):
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
     engine: Engine
+    executor: PacedExecutor
     runner: ModelRunner
     guide_compiler: GuideCompiler
     info: EngineInfo
@@ -104,7 +103,8 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
     )
-    return BuiltEngine(Engine(scheduler, runner), runner, compiler, info, tokenizer.eos_token_ids)
+    executor = PacedExecutor(runner)
+    return BuiltEngine(Engine(scheduler, executor), executor, runner, compiler, info, tokenizer.eos_token_ids)
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from kernels.weight_format import WeightFormat
 
+# A step's budget: large enough to reach the prefill rate, small enough that a chunk stalls decodes only briefly.
+CPU_MAX_NUM_BATCHED_TOKENS = 256
+CUDA_MAX_NUM_BATCHED_TOKENS = 4096
 DEVICES = ("auto", "cpu", "cuda")
 
 

@@ -215,6 +215,17 @@ class PowerPlane:
         self._tell(settled)
         return delay
 
+    @property
+    def idle_power_w(self) -> float | None:
+        """Idle power of all devices together as attribution has it; None while unknown."""
+        with self._lock:
+            return self._attributor.idle.power_w
+
+    def stretch_factor(self, step: Step) -> float:
+        """How many times as long such a step takes at the clock in force; 1.0 on real devices."""
+        demand = step_work(step.work)
+        return max((device.stretch_factor(demand) for device in self._simulated), default=1.0)
+
     def set_queue(self, waiting: int) -> None:
         """How many requests the scheduler has not started yet."""
         with self._lock:

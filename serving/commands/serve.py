@@ -49,6 +49,16 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key-file", type=Path, metavar="F", help="keys that may call; needed beyond loopback")
     parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="Host header to serve")
     parser.add_argument("--max-queued-requests", type=int, default=256, metavar="N", help="then 429 (%(default)s)")
+    planes = parser.add_argument_group("power and carbon")
+    planes.add_argument("--policy", type=Path, metavar="F", help="policy file: power, carbon, directives, tenants")
+    planes.add_argument(
+        "--device",
+        metavar="D",
+        help="what power is measured on: auto, nvml, rapl, simulated:h100-sxm ... (default: auto; none for nothing)",
+        default="auto",
+    )
+    planes.add_argument("--powerd", type=Path, metavar="SOCKET", help="socket of gridserve-powerd, to control clocks")
+    planes.add_argument("--learned", type=Path, metavar="FOLDER", help="what the carbon plane learned before")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
     engine.add_argument(
@@ -89,8 +99,11 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
     from engine.messages import Loading
     from engine.model_store import resolve_model
     from kernels.weight_format import WeightFormat
+    from power.device import DeviceError
     from serving.auth import ApiKeys
-    from serving.server import run_server
+    from serving.policy.load import load_policy
+    from serving.policy.problems import PolicyError
+    from serving.server import ServerOptions, run_server
     from serving.settings import ApiSettings
     from serving.terminal import Progress
 
@@ -122,8 +135,20 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
                 allowed_hosts=tuple(arguments.allowed_host),
                 max_queued_requests=arguments.max_queued_requests,
             )
-            uvloop.run(run_server(config, settings, arguments.port, on_loading, on_ready))
-        except (EngineStartError, ModelUnavailableError, ValueError, OSError) as error:
+            policy = load_policy(arguments.policy).policy if arguments.policy else None
+            options = ServerOptions(
+                config,
+                settings,
+                arguments.port,
+                policy,
+                power_device=None if arguments.device == "none" else arguments.device,
+                powerd_socket=arguments.powerd,
+                learned=arguments.learned,
+            )
+            uvloop.run(run_server(options, on_loading, on_ready))
+        except PolicyError as error:
+            raise CommandError(f"the policy cannot be used:\n{error}") from error
+        except (EngineStartError, ModelUnavailableError, DeviceError, ValueError, OSError) as error:
             raise CommandError(str(error)) from error
     return 0
 
