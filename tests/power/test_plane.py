@@ -48,9 +48,9 @@ def plane_of(device, twin, clock, **options):
     return PowerPlane([device], shape=twin.shape, clock=clock, **options)
 
 
-def serve(plane, clock, requests=4, steps=200, step_s=0.02):
+def serve(plane, clock, requests=4, steps=200, step_s=0.02, name="r"):
     """A prompt each, then decode together; samples at 20 Hz and control at 10 Hz in virtual time."""
-    ids = [f"r{index}" for index in range(requests)]
+    ids = [f"{name}{index}" for index in range(requests)]
     for request_id in ids:
         plane.admit(request_id, 300)
     next_sample = clock()
@@ -104,7 +104,9 @@ def test_enforced_slack_lowers_the_simulated_clock_and_stretches_steps(simulated
         simulated, twin, clock, governor=governor, mode=Mode.ENFORCE, slo=Slo(5.0, 0.5), on_audit=records.append
     )
     plane.telemetry.tick()
-    serve(plane, clock, steps=400)
+    for turn in range(12):
+        for request_id in serve(plane, clock, steps=30, name=f"t{turn}-"):
+            plane.finish(request_id)
     asked = plane.status().asked_mhz[simulated.info.uuid]
     assert asked is not None
     assert simulated.board.state.lock_max_mhz == asked
