@@ -28,6 +28,8 @@ from power.work import Share, WorkModel
 PATIENCE_S = 30.0
 GAP_S = 1.0
 STUCK_S = 5.0
+HORIZON_S = 120.0
+"""Without any sample for so long, steps are dropped and finished requests given out unsettled."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,8 @@ class Attributor:
         self._steps.append(_Step(started_s, ended_s, weights, total))
         self._stepped_until_s = max(self._stepped_until_s, ended_s)
         self._last_step_end_s = ended_s
+        if self._steps[0].ended_s < ended_s - HORIZON_S:
+            self._give_up(ended_s - HORIZON_S)
         self._settle()
 
     def retire(self, request_id: str, time_s: float) -> None:
@@ -237,6 +241,17 @@ class Attributor:
             account = self._accounts.pop(request_id)
             assert account.retired_s is not None
             self._done.append(self._result(request_id, account, account.retired_s, settled=True))
+
+    def _give_up(self, before_s: float) -> None:
+        """The sensor has been silent: do not gather steps for ever."""
+        while self._steps and self._steps[0].ended_s < before_s:
+            self._steps.popleft()
+            self.books.dropped_steps += 1
+        for request_id, account in list(self._accounts.items()):
+            if account.retired_s is not None and account.retired_s < before_s:
+                del self._accounts[request_id]
+                account.gap = True
+                self._done.append(self._result(request_id, account, account.retired_s, settled=False))
 
     def _divide(self, interval: Interval, accounts: dict[str, _Account], books: Books | None) -> None:
         """Hand an interval's joules to `accounts`; totals go to `books`. With a partial `accounts` (a preview of

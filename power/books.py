@@ -73,6 +73,7 @@ class Books:
     gaps: int = 0
     stuck: int = 0
     foreign_samples: int = 0
+    dropped_steps: int = 0
 
     @property
     def requests_j(self) -> float:

@@ -292,7 +292,8 @@ class PowerPlane:
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges under their Prometheus names, labels in braces."""
-        status, books = self.status(), self.status().books
+        status = self.status()
+        books = status.books
         found = {
             'gridserve_energy_joules_total{phase="prefill"}': books.prefill_j,
             'gridserve_energy_joules_total{phase="decode"}': books.decode_j,
@@ -306,6 +307,7 @@ class PowerPlane:
             "gridserve_energy_gaps_total": books.gaps,
             "gridserve_energy_stuck_total": books.stuck,
             "gridserve_energy_foreign_samples_total": books.foreign_samples,
+            "gridserve_energy_dropped_steps_total": books.dropped_steps,
             "gridserve_power_samples_total": status.samples,
             "gridserve_power_lost_samples_total": status.lost_samples,
             "gridserve_power_slow_calls_total": status.slow_calls,
