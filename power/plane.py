@@ -132,6 +132,7 @@ class PowerPlane:
             meter_of(devices),
             WorkModel.of(profile, shape),
             IdleBaseline(configured_w=idle_w, fallback_w=fallback),
+            model_scale=None if self._notes else 1.0,
         )
         self._settled: OrderedDict[str, RequestEnergy] = OrderedDict()
         self.telemetry = Telemetry(devices, self._on_sample, rate_hz=rate_hz, clock=clock, on_alarm=self._alarm)
@@ -227,8 +228,8 @@ class PowerPlane:
             return settled or self._attributor.request_energy(request_id, self._clock())
 
     def finish(self, request_id: str, time_s: float | None = None) -> RequestEnergy | None:
-        """The request has left. Returns at once: the last tenths of a second are priced at the measured power until
-        the counter covers them, and `settled` says which it is. The settled figure goes to `on_settled`."""
+        """The request has left. Returns at once: the last tenths of a second are estimated from their work until the
+        counter covers them, and `settled` says which it is. The settled figure goes to `on_settled`."""
         now = self._clock() if time_s is None else time_s
         with self._lock:
             preview = self._attributor.request_energy(request_id, now)
