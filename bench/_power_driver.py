@@ -15,7 +15,7 @@ from power.twin import StepWork, Twin
 CONTROL_S = 0.2
 WINDOW_S = 30.0
 Trace = tuple[float, float, float, int]
-"""Time, power W, SM clock MHz, running sequences."""
+"""Time, mean power since the last entry in W, SM clock MHz, running sequences."""
 
 
 @dataclass(slots=True)
@@ -88,7 +88,8 @@ class Server:
         self._running: list[_Request] = []
         self._recent: deque[tuple[float, float, float | None]] = deque()
         self._prompts: deque[tuple[float, int]] = deque()
-        self._answers: deque[int] = deque(maxlen=500)
+        self._drawn: deque[tuple[float, int]] = deque()
+        self._finished: deque[tuple[float]] = deque()
         self._steps: deque[tuple[float, float, int]] = deque()
         self._memory = Memory()
         self._asked: Setpoint = DRIVER_DEFAULT
@@ -97,13 +98,17 @@ class Server:
 
     def run(self, *, warmup_s: float = 20.0) -> Outcome:
         next_control, counted_from, done, trace = 0.0, None, list[_Request](), list[Trace]()
+        seen_s, seen_j = 0.0, 0.0
         tokens = 0
         while self.now_s < self.load.duration_s:
             if self.now_s >= next_control:
                 self._control()
                 next_control = self.now_s + CONTROL_S
                 clock = self.device.board.state.clock_mhz
-                trace.append((self.now_s, self.device.board.state.power_w, clock, len(self._running)))
+                energy = self.device.board.state.energy_j
+                mean_w = (energy - seen_j) / max(self.now_s - seen_s, 1e-9)
+                seen_s, seen_j = self.now_s, energy
+                trace.append((self.now_s, mean_w, clock, len(self._running)))
             if counted_from is None and self.now_s >= warmup_s:
                 counted_from = (self.now_s, self.device.board.state.energy_j)
                 done.clear()
@@ -120,7 +125,9 @@ class Server:
             self.now_s += self.twin.predict(work, clock).duration_s
             self.device.on_step(work, started, self.now_s)
             self._steps.append((self.now_s, self.now_s - started, work.prefill_tokens))
-            tokens += self._finish_step(prefilled, done)
+            drawn = self._finish_step(prefilled, done)
+            self._drawn.append((self.now_s, drawn))
+            tokens += drawn
         assert counted_from is not None
         return self._outcome(counted_from, tokens, done, trace)
 
@@ -176,7 +183,7 @@ class Server:
                 kept.append(request)
             else:
                 request.last_s = self.now_s
-                self._answers.append(request.drawn)
+                self._finished.append((self.now_s,))
                 done.append(request)
                 self._recent.append((self.now_s, request.ttft_s, request.tpot_s))
         self._running = kept
@@ -209,7 +216,7 @@ class Server:
         self._switches += 1
 
     def _view(self) -> EngineView:
-        for recent in (self._recent, self._prompts, self._steps):
+        for recent in (self._recent, self._prompts, self._steps, self._drawn, self._finished):
             while recent and recent[0][0] < self.now_s - WINDOW_S:
                 recent.popleft()
         steps = [step for step in self._steps if step[0] > self.now_s - 1.0]
@@ -233,9 +240,10 @@ class Server:
         )
 
     def _asked_tokens(self, window: float) -> float | None:
-        if len(self._answers) < 20:
+        if len(self._finished) < 10:
             return None
-        return len(self._prompts) / window * sum(self._answers) / len(self._answers)
+        mean_answer = sum(tokens for _, tokens in self._drawn) / len(self._finished)
+        return len(self._prompts) / window * mean_answer
 
     def _outcome(self, since: tuple[float, float], tokens: int, done: list[_Request], trace: list[Trace]) -> Outcome:
         tpots = [request.tpot_s for request in done if request.tpot_s is not None]

@@ -34,8 +34,8 @@ class Meter:
 class RequestEnergy:
     """What a request cost. `idle_j` is `None` when no idle level is known (`idle_reason` says why).
 
-    `settled` is false while the counter has not yet covered the request's last steps; the tail is then priced at
-    the last measured power. `uncertainty_percent` covers the metering (gain, timing), not the sharing rule; `None`
+    `settled` is false while the counter has not yet covered the request's last steps; the tail is then
+    estimated from the work. `uncertainty_percent` covers the metering (gain, timing), not the sharing rule; `None`
     when no bound can be given, with the reason among `warnings`.
     """
 
@@ -73,6 +73,7 @@ class Books:
     gaps: int = 0
     stuck: int = 0
     foreign_samples: int = 0
+    dropped_steps: int = 0
 
     @property
     def requests_j(self) -> float:

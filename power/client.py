@@ -197,7 +197,10 @@ class PowerdClient:
                 connection.close()
                 raise
             self._connection = connection
-        self._connection.sendall(encode_frame(request))
+        try:
+            self._connection.sendall(encode_frame(request))
+        except BrokenPipeError:
+            return decode_reply(receive_frame(self._connection))  # a refusal, sent before the connection was closed
         return decode_reply(receive_frame(self._connection))
 
     def _disconnect(self) -> None:

@@ -13,7 +13,7 @@ from power.work import Share
 RATE_WINDOW_S = 30.0
 STEP_WINDOW_S = 1.0
 LATENCY_WINDOW_S = 30.0
-MIN_ANSWERS = 20
+MIN_ANSWERS = 10
 FEWEST_LATENCIES = 5
 
 
@@ -40,7 +40,9 @@ class EngineTracker:
         self._phase = Phase.IDLE
         self._arrivals: deque[tuple[float, int]] = deque()
         self._steps: deque[tuple[float, float, int]] = deque()
-        self._answers: deque[int] = deque(maxlen=500)
+        self._drawn: deque[tuple[float, int]] = deque()
+        self._drawn_tokens = 0
+        self._finished: deque[float] = deque()
         self._ttfts: deque[tuple[float, float]] = deque()
         self._tpots: deque[tuple[float, float]] = deque()
         self._started_s: float | None = None
@@ -59,7 +61,7 @@ class EngineTracker:
 
     def on_step(self, started_s: float, ended_s: float, work: Sequence[Share]) -> None:
         lives = self._lives
-        running = kv_tokens = prompt_tokens = 0
+        running = kv_tokens = prompt_tokens = first_tokens = 0
         for share in work:
             life = lives.get(share.request_id)
             if share.decode_tokens:
@@ -70,9 +72,11 @@ class EngineTracker:
                     life.last_s = ended_s
             if share.prefill_tokens:
                 prompt_tokens += share.prefill_tokens
-                if life is not None:
-                    self._prefilled(life, share, ended_s)
+                if life is not None and self._prefilled(life, share, ended_s):
+                    first_tokens += 1
         self._running, self._kv_tokens = running, kv_tokens
+        self._drawn.append((ended_s, running + first_tokens))
+        self._drawn_tokens += running + first_tokens
         self._steps.append((ended_s, ended_s - started_s, prompt_tokens))
         self._phase = Phase.MIXED if running and prompt_tokens else Phase.DECODE if running else Phase.PREFILL
 
@@ -81,7 +85,7 @@ class EngineTracker:
         if life is None:
             return
         if life.drawn:
-            self._answers.append(life.drawn)
+            self._finished.append(time_s)
         if life.first_s is not None and life.drawn > 1:
             self._tpots.append((time_s, (life.last_s - life.first_s) / (life.drawn - 1)))
         if not self._lives:
@@ -103,7 +107,7 @@ class EngineTracker:
         span = max(1.0, min(RATE_WINDOW_S, now_s - self._started_s))
         steps = len(self._steps)
         backlog = [life for life in self._lives.values() if life.first_s is None]
-        mean_answer = sum(self._answers) / len(self._answers) if len(self._answers) >= MIN_ANSWERS else None
+        mean_answer = self._mean_answer(now_s)
         prompts = [float(tokens) for _, tokens in self._arrivals]
         return EngineView(
             running=self._running,
@@ -123,13 +127,26 @@ class EngineTracker:
             phase=self._phase if self._lives else Phase.IDLE,
         )
 
-    def _prefilled(self, life: _Life, share: Share, ended_s: float) -> None:
-        """`kv_tokens_read` reaches the prompt's length, prefix hits included, when the first token is drawn."""
+    def _mean_answer(self, now_s: float) -> float | None:
+        """Tokens drawn over answers finished, in the window. The mean of the finished ones alone would be short:
+        long answers finish last."""
+        while self._drawn and self._drawn[0][0] < now_s - RATE_WINDOW_S:
+            self._drawn_tokens -= self._drawn.popleft()[1]
+        while self._finished and self._finished[0] < now_s - RATE_WINDOW_S:
+            self._finished.popleft()
+        count = len(self._finished)
+        return self._drawn_tokens / count if count >= MIN_ANSWERS else None
+
+    def _prefilled(self, life: _Life, share: Share, ended_s: float) -> bool:
+        """`kv_tokens_read` reaches the prompt's length, prefix hits included, when the first token is drawn; true
+        when that is in this step."""
         life.computed = max(life.computed + share.prefill_tokens, share.kv_tokens_read)
-        if life.first_s is None and life.computed >= life.prompt_tokens:
-            life.first_s = life.last_s = ended_s
-            life.drawn = max(life.drawn, 1)
-            self._ttfts.append((ended_s, ended_s - life.admitted_s))
+        if life.first_s is not None or life.computed < life.prompt_tokens:
+            return False
+        life.first_s = life.last_s = ended_s
+        life.drawn = max(life.drawn, 1)
+        self._ttfts.append((ended_s, ended_s - life.admitted_s))
+        return True
 
 
 def percentile(values: list[float], share: float) -> float | None:

@@ -132,6 +132,7 @@ class PowerPlane:
             meter_of(devices),
             WorkModel.of(profile, shape),
             IdleBaseline(configured_w=idle_w, fallback_w=fallback),
+            model_scale=None if self._notes else 1.0,
         )
         self._settled: OrderedDict[str, RequestEnergy] = OrderedDict()
         self.telemetry = Telemetry(devices, self._on_sample, rate_hz=rate_hz, clock=clock, on_alarm=self._alarm)
@@ -238,8 +239,8 @@ class PowerPlane:
             return settled or self._attributor.request_energy(request_id, self._clock())
 
     def finish(self, request_id: str, time_s: float | None = None) -> RequestEnergy | None:
-        """The request has left. Returns at once: the last tenths of a second are priced at the measured power until
-        the counter covers them, and `settled` says which it is. The settled figure goes to `on_settled`."""
+        """The request has left. Returns at once: the last tenths of a second are estimated from their work until the
+        counter covers them, and `settled` says which it is. The settled figure goes to `on_settled`."""
         now = self._clock() if time_s is None else time_s
         with self._lock:
             preview = self._attributor.request_energy(request_id, now)
@@ -303,7 +304,8 @@ class PowerPlane:
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges under their Prometheus names, labels in braces."""
-        status, books = self.status(), self.status().books
+        status = self.status()
+        books = status.books
         found = {
             'gridserve_energy_joules_total{phase="prefill"}': books.prefill_j,
             'gridserve_energy_joules_total{phase="decode"}': books.decode_j,
@@ -317,6 +319,7 @@ class PowerPlane:
             "gridserve_energy_gaps_total": books.gaps,
             "gridserve_energy_stuck_total": books.stuck,
             "gridserve_energy_foreign_samples_total": books.foreign_samples,
+            "gridserve_energy_dropped_steps_total": books.dropped_steps,
             "gridserve_power_samples_total": status.samples,
             "gridserve_power_lost_samples_total": status.lost_samples,
             "gridserve_power_slow_calls_total": status.slow_calls,

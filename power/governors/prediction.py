@@ -60,8 +60,7 @@ def forecast(twin: Twin, engine: EngineView, clock_mhz: int, asked_per_s: float,
         batch = max(running, asked_per_s * step_s * correction)
         if batch > engine.max_running or abs(batch - before) < CONVERGED * batch:
             break
-    work = step_of(engine, min(batch, engine.max_running), step_s)
-    step = twin.predict(work, clock_mhz)
+    step = twin.predict(step_of(engine, min(batch, engine.max_running), step_s), clock_mhz)
     tpot = step.duration_s * correction
     chunk = max(1, engine.max_step_tokens - round(batch))
     backlog = engine.waiting_tokens

@@ -20,17 +20,19 @@ SETTLE_S = 1.2
 @dataclass(frozen=True, slots=True)
 class SloSlackGovernor:
     """`margin`: share of the SLO a prediction may use; `guard`: share at which measured latency ends the slack for
-    `guard_s`; `headroom`: growth of the load to be ready for; each breach raises the caution (up to `max_caution`),
+    `guard_s`; `headroom`: growth of the load to be ready for, `leave_headroom` while at the
+    driver's default (near saturation nothing is given away); each breach raises the caution (up to `max_caution`),
     which fades by `forgetting` with each quiet decision; `learning`: weight of a new step-time ratio; `trusted`:
     corrections outside are not believed."""
 
     twin: Twin
     bounds: Bounds = field(default_factory=Bounds)
     stability: Stability = field(default_factory=Stability)
-    margin: float = 0.8
+    margin: float = 0.85
     guard: float = 0.97
     guard_s: float = 5.0
-    headroom: float = 1.15
+    headroom: float = 1.08
+    leave_headroom: float = 1.2
     learning: float = 0.2
     forgetting: float = 0.0005
     max_caution: float = 2.0
@@ -42,6 +44,8 @@ class SloSlackGovernor:
         if engine is None or slo is None or not observation.clocks_mhz:
             missing = "no engine view" if engine is None else "no SLO" if slo is None else "no supported clocks"
             return unsure(observation, memory, missing, self.bounds, self.stability)
+        if engine.running and engine.output_tokens_per_s is None:
+            return unsure(observation, memory, "too few answers to know the load", self.bounds, self.stability)
         memory = self.corrected(observation, engine, memory)
         low, high = self.trusted
         if not low <= memory.step_correction <= high:
@@ -56,7 +60,7 @@ class SloSlackGovernor:
         if observation.time_s < memory.guard_until_s:
             reason = breach or "latency was near the SLO"
             return unsure(observation, memory, reason, self.bounds, self.stability)
-        engine = self.with_headroom(engine)
+        engine = self.with_headroom(engine, at_default=observation.current.sm_clock_mhz is None)
         chosen = self.choose(observation, engine, slo, memory.step_correction, memory.caution)
         if chosen is None:
             return unsure(observation, memory, "no clock keeps the SLO", self.bounds, self.stability)
@@ -67,13 +71,13 @@ class SloSlackGovernor:
         wanted = Setpoint(chosen.clock_mhz)
         return self.stability.settle(observation, wanted, memory, reason, self.bounds, saving_w)
 
-    def with_headroom(self, engine: EngineView) -> EngineView:
+    def with_headroom(self, engine: EngineView, *, at_default: bool) -> EngineView:
         """The load as it may become within a few seconds."""
-        output = engine.output_tokens_per_s
+        output, headroom = engine.output_tokens_per_s, self.leave_headroom if at_default else self.headroom
         return replace(
             engine,
-            prompt_tokens_per_s=engine.prompt_tokens_per_s * self.headroom,
-            output_tokens_per_s=output * self.headroom if output is not None else None,
+            prompt_tokens_per_s=engine.prompt_tokens_per_s * headroom,
+            output_tokens_per_s=output * headroom if output is not None else None,
         )
 
     def choose(

@@ -191,6 +191,19 @@ def test_a_long_step_is_waited_for():
     assert att.books.unattributed_j == pytest.approx(0.0)
 
 
+def test_a_silent_sensor_does_not_gather_steps_for_ever():
+    att = attributor()
+    att.on_sample(EnergySample(0.0, 0.0, 100.0))
+    att.admit("early", 0.0)
+    att.retire("early", 1.0)
+    for step in range(500):
+        att.on_step(float(step), step + 1.0, [decode("a")])
+    assert att.books.dropped_steps > 300
+    (result,) = att.settled()
+    assert (result.request_id, result.settled) == ("early", False)
+    assert result.warnings
+
+
 PLAN = st.lists(
     st.tuples(
         st.sampled_from(["step", "step", "step", "sample", "sample", "retire", "admit", "pause", "reset", "blind"]),

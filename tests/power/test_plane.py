@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from engine.batch import RequestWork, StepRecord
 from power.actuator import Actuator
 from power.audit import AuditRecord
 from power.client import ActuatorUnavailableError, LocalActuator
@@ -48,9 +49,9 @@ def plane_of(device, twin, clock, **options):
     return PowerPlane([device], shape=twin.shape, clock=clock, **options)
 
 
-def serve(plane, clock, requests=4, steps=200, step_s=0.02):
+def serve(plane, clock, requests=4, steps=200, step_s=0.02, name="r"):
     """A prompt each, then decode together; samples at 20 Hz and control at 10 Hz in virtual time."""
-    ids = [f"r{index}" for index in range(requests)]
+    ids = [f"{name}{index}" for index in range(requests)]
     for request_id in ids:
         plane.admit(request_id, 300)
     next_sample = clock()
@@ -104,7 +105,9 @@ def test_enforced_slack_lowers_the_simulated_clock_and_stretches_steps(simulated
         simulated, twin, clock, governor=governor, mode=Mode.ENFORCE, slo=Slo(5.0, 0.5), on_audit=records.append
     )
     plane.telemetry.tick()
-    serve(plane, clock, steps=400)
+    for turn in range(12):
+        for request_id in serve(plane, clock, steps=30, name=f"t{turn}-"):
+            plane.finish(request_id)
     asked = plane.status().asked_mhz[simulated.info.uuid]
     assert asked is not None
     assert simulated.board.state.lock_max_mhz == asked
@@ -169,6 +172,61 @@ def test_real_devices_are_labelled_measured(fake, twin):
     assert answer.source is Source.NVML_COUNTER
     assert answer.idle_j is None
     assert "not been seen idle" in answer.idle_reason
+
+
+def test_serving_does_not_wait_for_a_call_of_two_seconds(fake, twin):
+    device = NvmlDevice(fake.uuids[0])
+    plane = PowerPlane([device], shape=twin.shape)
+    plane.start()
+    plane.admit("a", 100)
+    fake.set_faults(Faults(slow_s=2.0, slow_functions=["nvmlDeviceGetFieldValues"]))
+    time.sleep(0.2)
+    before = time.monotonic()
+    for _ in range(20):
+        plane.on_step(Step(before, time.monotonic(), (WorkShare("a", 0, 1, 100),)))
+    assert plane.finish("a") is not None
+    assert time.monotonic() - before < 1.0
+    fake.set_faults(Faults())
+    plane.stop()
+    assert plane.status().slow_calls >= 1
+
+
+def test_reset_counters_and_stuck_power_are_lived_with(fake, twin):
+    device = NvmlDevice(fake.uuids[0])
+    plane = PowerPlane([device], shape=twin.shape, idle_w=112.0)
+    fake.set_load(twin.demand(decode_work(64, 500)))
+    fake.set_faults(Faults(stuck_sensor=True))
+    plane.admit("a", 100)
+
+    def pass_time(seconds):
+        end = time.monotonic() + seconds
+        while (begin := time.monotonic()) < end:
+            time.sleep(0.03)
+            plane.on_step(Step(begin, time.monotonic(), (WorkShare("a", 0, 1, 100),)))
+            plane.telemetry.tick()
+
+    plane.telemetry.tick()
+    before = device.sample().energy_j
+    pass_time(0.5)
+    moved = device.sample().energy_j - before
+    books = plane.status().books
+    assert books.counter_j == pytest.approx(moved, abs=60.0)
+    fake.reset_counter()
+    pass_time(0.4)
+    books = plane.status().books
+    assert books.counter_resets == 1
+    assert books.closure_error_j == pytest.approx(0.0, abs=1e-6)
+    device.close()
+
+
+def test_the_engine_step_records_fit(simulated, twin, clock):
+    plane = plane_of(simulated, twin, clock)
+    plane.telemetry.tick()
+    plane.admit("a", 100)
+    started = clock()
+    clock.sleep(0.02)
+    plane.on_step(StepRecord(1, started, clock(), (RequestWork("a", 100, 0, 100),)))
+    assert plane.finish("a").prefill_j > 0
 
 
 class Rig:

@@ -203,3 +203,18 @@ def test_sigterm_restores_and_sigkill_leaves_it_to_restore_only(fake, tmp_path):
     assert once.returncode == 0
     assert fake.left_behind(1) == []
     client.close()
+
+
+def test_it_restores_when_its_parent_dies(fake, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "power_fake_powerd.py"), str(fake.directory), "--gpus", "2"]
+    command += ["--socket", str(tmp_path / "p.sock"), "--state-dir", str(tmp_path / "s"), "--die-with-parent"]
+    parent = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"])
+    client = connected(tmp_path)
+    client.acquire()
+    client.lock_clocks(fake.uuids[0], 1005, 1005)
+    assert fake.left_behind()
+    parent.kill()
+    parent.wait()
+    eventually(lambda: not fake.left_behind())
+    eventually(lambda: not (tmp_path / "p.sock").exists())
+    client.close()
