@@ -170,7 +170,7 @@ async def test_it_learns_costs_arrivals_and_classes_from_outcomes():
     clock = Clock()
     plane = plane_with(clock)
     await plane.start()
-    for i in range(80):
+    for i in range(160):
         name = ("easy", "hard")[i % 2]
         text = "what colour is the sky" if name == "easy" else "prove the theorem in full detail"
         decision = plane.select(prompt_class=name)
