@@ -97,23 +97,32 @@ class EnergyModel:
         return self._joules.weight
 
     def observe(
-        self, key: str, level: int, *, prompt_tokens: int, output_tokens: int, energy_j: float, device_s: float
+        self,
+        key: str,
+        level: int,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        energy_j: float | None = None,
+        device_s: float | None = None,
     ) -> None:
         """One finished request of class (or class and band) `key`. `device_s`: its share of the device's time.
 
-        Raises `ValueError` for figures below 0 or a level there is not.
+        Without joules and seconds only the lengths are learned. Raises `ValueError` for figures below 0 or a level
+        there is not.
         """
         if not 0 <= level < self.levels:
             raise ValueError(f"level {level} is outside 0..{self.levels - 1}")
-        if min(prompt_tokens, output_tokens, energy_j, device_s) < 0:
+        if min(prompt_tokens, output_tokens, energy_j or 0.0, device_s or 0.0) < 0:
             raise ValueError("tokens, joules and seconds must be at least 0")
         self._length.setdefault((key, level), _Mean()).add(output_tokens, self._decay)
         self._prompt.setdefault(key, _Mean()).add(prompt_tokens, self._decay)
         plain = self._length.get((key, 0))
         if level and plain is not None and plain.weight >= PRIOR_WEIGHT and plain.mean > 0:
             self._ratio[level].add(output_tokens / plain.mean, self._decay)
-        self._joules.add(prompt_tokens, output_tokens, energy_j, self._decay)
-        self._seconds.add(prompt_tokens, output_tokens, device_s, self._decay)
+        if energy_j is not None and device_s is not None:
+            self._joules.add(prompt_tokens, output_tokens, energy_j, self._decay)
+            self._seconds.add(prompt_tokens, output_tokens, device_s, self._decay)
 
     def output_tokens(self, key: str, level: int) -> float | None:
         """Expected length; None while nothing of the class was seen at any level."""
@@ -124,6 +133,11 @@ class EnergyModel:
         if level == 0 and seen.weight > 0:
             return seen.mean
         return seen.drawn_to(base * self._level_ratio(level))
+
+    def lengths(self, key: str) -> tuple[float, ...] | None:
+        """Expected output tokens by level; None while nothing of the class was seen."""
+        found = [self.output_tokens(key, level) for level in range(self.levels)]
+        return None if None in found else tuple(float(length or 0.0) for length in found)
 
     def _level_ratio(self, level: int) -> float:
         usual = USUAL_RATIOS[level] if level < len(USUAL_RATIOS) else USUAL_RATIOS[-1] * 0.8 ** (level - 2)

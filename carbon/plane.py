@@ -37,6 +37,8 @@ from carbon.directives import (
 )
 from carbon.embodied import EmbodiedProfile
 from carbon.energy_model import EnergyModel
+from carbon.evaluator.run import EvaluationResult
+from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision
 from carbon.feed_chain import FeedChain
 from carbon.intensity import IntensityReading, Tier
 from carbon.planner import ClassState, MixPlan, PlanSettings, Snapshot, Strategy, class_states, make_plan
@@ -370,17 +372,15 @@ class CarbonPlane:
         account = self._accounts.get(decision.tenant)
         if account is not None:
             account.charge(outcome.total_g, self._now())
-        energy = outcome.energy
-        if energy.energy_j is not None and energy.device_s is not None:
-            for key in {decision.key, decision.prompt_class}:
-                self.energy_model.observe(
-                    key,
-                    decision.level,
-                    prompt_tokens=outcome.prompt_tokens,
-                    output_tokens=outcome.output_tokens,
-                    energy_j=energy.energy_j,
-                    device_s=energy.device_s,
-                )
+        for key in {decision.key, decision.prompt_class}:
+            self.energy_model.observe(
+                key,
+                decision.level,
+                prompt_tokens=outcome.prompt_tokens,
+                output_tokens=outcome.output_tokens,
+                energy_j=outcome.energy.energy_j,
+                device_s=outcome.energy.device_s,
+            )
         self._learn_class(outcome)
 
     def _count_arrival(self, key: str) -> None:
@@ -399,6 +399,30 @@ class CarbonPlane:
             texts, labels = zip(*self._pending)
             self._pending.clear()
             self.classifier.learn(texts, labels)
+
+    # Judging
+
+    def evaluation_due(self, schedule: ForecastSchedule | None = None) -> ScheduleDecision:
+        """Whether the quality evaluator should run now; with nothing judged yet it should."""
+        schedule = schedule or ForecastSchedule()
+        now, judged_at = self._now(), self.quality.judged_at
+        if judged_at is None:
+            return ScheduleDecision(True, "nothing was judged yet")
+        age_h = (now - judged_at).total_seconds() / 3600.0
+        g_per_kwh = self.chain.reading().g_per_kwh
+        if g_per_kwh is None:
+            return ScheduleDecision(age_h >= schedule.max_age_h, "no carbon intensity: only age decides")
+        return schedule.decide(g_per_kwh, self.snapshot().ahead, age_h)
+
+    def learn_quality(self, result: EvaluationResult, fade: float = 0.97) -> None:
+        """Take in a run of the evaluator: older judgements weigh `fade` of what they did, lengths are learned too."""
+        self.quality.fade(fade)
+        self.quality.record(result.duels)
+        self.quality.judged_at = self._now()
+        for made in result.generations:
+            self.energy_model.observe(
+                made.key, made.level, prompt_tokens=made.prompt_tokens, output_tokens=made.output_tokens
+            )
 
     async def close(self) -> None:
         await self.chain.close()

@@ -28,7 +28,7 @@ from carbon.quality_book import QualityBook
 Array = NDArray[np.float64]
 
 UNKNOWN_G_PER_KWH = 100.0
-NOMINAL_JOULES = 1000.0
+NOMINAL_TOKENS = 400.0
 NOMINAL_WATTS = 250.0
 
 
@@ -64,7 +64,8 @@ class PlanSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClassState:
-    """A class, or a band of one, as the planner sees it. `cost_method`: measured or estimated."""
+    """A class, or a band of one, as the planner sees it. `cost_method`: measured, estimated, lengths or
+    assumed (see `class_states`)."""
 
     key: str
     owner: str
@@ -106,21 +107,31 @@ class MixPlan:
 def class_states(
     owners: Mapping[str, str], weights: Mapping[str, float], book: QualityBook, model: EnergyModel
 ) -> tuple[ClassState, ...]:
-    """Join quality and cost for every key of `owners` (key -> class). A key without own costs takes its class's, a
-    class without any takes the usual ratios of levels, which only say how levels compare."""
+    """Join quality and cost for every key of `owners` (key -> class). A key without own costs takes its class's.
+
+    Where no joules are known yet, levels are compared by their lengths, and where no answers are, by the usual ratios:
+    enough to choose a mix by, and marked `lengths` and `assumed`.
+    """
     states = []
     for key, owner in owners.items():
         estimate = model.costs(key) or model.costs(owner)
-        if estimate is None:
+        lengths = model.lengths(key) or model.lengths(owner)
+        if estimate is None and lengths is not None:
+            costs, method = _nominal(lengths), "lengths"
+        elif estimate is None:
             ratios = list(USUAL_RATIOS[: book.levels])
             ratios += [ratios[-1] * 0.8 ** (n + 1) for n in range(book.levels - len(ratios))]
-            joules = tuple(NOMINAL_JOULES * ratio for ratio in ratios)
-            costs, method = LevelCosts(joules, tuple(j / NOMINAL_WATTS for j in joules)), "assumed"
+            costs, method = _nominal([NOMINAL_TOKENS * ratio for ratio in ratios]), "assumed"
         else:
             costs = estimate.costs
             method = "measured" if set(estimate.method) == {"measured"} else "estimated"
         states.append(ClassState(key, owner, costs, book.estimate(key), max(weights.get(key, 0.0), 1e-6), method))
     return tuple(states)
+
+
+def _nominal(lengths: Sequence[float]) -> LevelCosts:
+    """Costs in proportion to output tokens, at a nominal joule a token."""
+    return LevelCosts(tuple(lengths), tuple(length / NOMINAL_WATTS for length in lengths))
 
 
 def make_plan(snapshot: Snapshot, settings: PlanSettings, share: float | None = None) -> MixPlan:

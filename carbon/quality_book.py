@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from carbon.intensity import as_utc
 from carbon.quality import QualityEstimate, from_duels
 
 Array = NDArray[np.float64]
@@ -28,12 +30,14 @@ class Duel:
 
 
 class QualityBook:
-    """Counts `[L - 1, 3]` of wins, ties and losses for every key (class, or class and band)."""
+    """Counts `[L - 1, 3]` of wins, ties and losses for every key (class, or class and band). `judged_at`: the last
+    run of the evaluator."""
 
     def __init__(self, levels: int) -> None:
         if levels < 1:
             raise ValueError(f"at least one level is needed, got {levels}")
         self.levels = levels
+        self.judged_at: datetime | None = None
         self._counts: dict[str, Array] = {}
 
     def record(self, duels: Iterable[Duel]) -> None:
@@ -67,13 +71,19 @@ class QualityBook:
         return tuple(self._counts)
 
     def state(self) -> dict[str, Any]:
-        return {"levels": self.levels, "duels": {key: counts.tolist() for key, counts in self._counts.items()}}
+        return {
+            "levels": self.levels,
+            "judged_at": self.judged_at.isoformat() if self.judged_at else None,
+            "duels": {key: counts.tolist() for key, counts in self._counts.items()},
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> QualityBook:
         """Raises `ValueError` for a state that is not one."""
         try:
             book = cls(int(state["levels"]))
+            judged_at = state.get("judged_at")
+            book.judged_at = as_utc(datetime.fromisoformat(judged_at)) if judged_at else None
             for key, counts in state["duels"].items():
                 table = np.array(counts, dtype=np.float64).reshape(book.levels - 1, 3)
                 if not np.all(np.isfinite(table)) or table.min(initial=0.0) < 0.0:

@@ -301,6 +301,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                 f"verdict; check --url and, with --exact, that prompts have an answer"
             )
         state.quality.record(result.duels)
+        state.quality.judged_at = datetime.now(UTC)
+        for made in result.generations:
+            state.energy_model.observe(
+                made.key, made.level, prompt_tokens=made.prompt_tokens, output_tokens=made.output_tokens
+            )
         state.save(arguments.state)
         summary = {
             "judged": len(result.duels),

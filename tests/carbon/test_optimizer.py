@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from carbon.optimizer.budgeted import Exposure, plan_carbon_budget, plan_quality_budget
 from carbon.optimizer.classed import Band, ClassedPolicy, LevelCosts, classed_mixes, trailing_bounds
+from carbon.optimizer.hull import solve_certain
 from carbon.optimizer.program import Cells, Floor, solve
 from carbon.optimizer.static import static_mixes
 from carbon.quality import QualityEstimate, from_choices, from_duels, shrunk_choices, z_score
@@ -226,6 +228,33 @@ def test_bounds_and_shares():
 def test_costs_and_estimates_must_agree_on_levels():
     with pytest.raises(ValueError, match="same levels"):
         classed_mixes({"c": [Band(costs(3, 2, 1), certain(0.5, 0.5))]}, g_per_kwh=100, share=1.0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 6))
+def test_the_hull_finds_what_the_plain_program_finds(seed, levels, count):
+    """The same program with a variable for every level and an equality for every cell, as SPROUT would write it."""
+    random = np.random.default_rng(seed)
+    grams = random.choice([0.1, 0.5, 1.0, 2.0], (count, levels)) * random.uniform(0.5, 1.5)
+    quality = random.choice([0.1, 0.3, 0.5, 0.9], (count, levels))
+    weight = random.uniform(0.0, 3.0, count)
+    groups = [np.arange(count), np.arange(count)[: 1 + count // 2]]
+    needed = np.array([random.uniform(0.3, 1.0) * float((weight * quality[:, 0])[group].sum()) for group in groups])
+    x, met = solve_certain(grams, quality, weight, groups, needed)
+    rows = np.zeros((2, count, levels))
+    for row, group in zip(rows, groups):
+        row[group] = -(weight[:, None] * quality)[group]
+    plain = linprog(
+        (weight[:, None] * grams).ravel(), A_ub=rows.reshape(2, -1), b_ub=-needed,
+        A_eq=np.kron(np.eye(count), np.ones(levels)), b_eq=np.ones(count), bounds=(0, 1), method="highs",
+    )  # fmt: skip
+    assert met == plain.success
+    if met:
+        np.testing.assert_allclose(x.sum(axis=1), 1.0)
+        assert x.min() >= 0.0
+        assert float((weight[:, None] * grams * x).sum()) == pytest.approx(plain.fun, rel=1e-6, abs=1e-9)
+        for group, floor in zip(groups, needed):
+            assert float((weight[:, None] * quality * x)[group].sum()) >= floor - 1e-6
 
 
 class TestQuality:

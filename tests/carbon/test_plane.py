@@ -12,6 +12,7 @@ import pytest
 from carbon.accounting import MarketFactor, RequestEnergy
 from carbon.directives import DirectiveRefusedError, Reason, RequestTraits, TenantRules
 from carbon.embodied import profile
+from carbon.evaluator.run import EvaluationResult, Generation
 from carbon.feed_chain import FeedChain
 from carbon.feeds.build import build_feed
 from carbon.feeds.constant import ConstantFeed
@@ -170,7 +171,7 @@ async def test_it_learns_costs_arrivals_and_classes_from_outcomes():
     clock = Clock()
     plane = plane_with(clock)
     await plane.start()
-    for i in range(80):
+    for i in range(160):
         name = ("easy", "hard")[i % 2]
         text = "what colour is the sky" if name == "easy" else "prove the theorem in full detail"
         decision = plane.select(prompt_class=name)
@@ -269,6 +270,22 @@ async def test_the_background_task_can_be_cancelled_and_a_run_refreshes():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_judging_is_due_at_once_then_at_clean_hours_and_what_it_finds_is_used():
+    clock = Clock(NOW.replace(hour=18))
+    plane = plane_with(clock, quality=QualityBook(3))
+    await plane.start()
+    assert plane.evaluation_due().run
+    duels = [Duel("easy", level, 1) for level in (1, 2)] * 60
+    made = [Generation("easy", level, 10, length, 5.0) for level, length in enumerate((200, 50, 20))] * 60
+    plane.learn_quality(EvaluationResult(duels, made))
+    await plane.replan()
+    assert plane.select(prompt_class="easy").level_id == "L2"
+    assert {state.key: state.cost_method for state in plane.snapshot().classes}["easy"] == "lengths"
+    assert not plane.evaluation_due().run
+    clock.now += timedelta(days=8)
+    assert plane.evaluation_due().run
 
 
 def test_a_plan_with_little_history_keeps_full_quality():
