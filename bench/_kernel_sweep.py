@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 
 from bench import _kernel_timing
 from bench._kernel_cases import HEAD_DIM, KernelCase, all_cases
@@ -68,21 +69,27 @@ def sweeps(capability: int) -> Iterator[Sweep]:
 def write_table(path: Path) -> None:
     """Measure every sweep and write the winners as `tuning.load_table` reads them."""
     capability = 10 * torch.cuda.get_device_capability(0)[0] + torch.cuda.get_device_capability(0)[1]
-    cases = all_cases()
-    entries = []
-    for sweep in sweeps(capability):
-        chosen = [case for case in cases if any(case.name.startswith(name) for name in sweep.cases)]
-        table = tuning.tables()[sweep.table]
-        times = time_candidates(sweep, chosen, table)
-        if not times:
-            print(f"no candidate runs for {sweep.table} {sweep.key}; the entry stays as it is", file=sys.stderr)
-            continue
+    card = torch.cuda.get_device_name(0)
+    found = [entry for sweep in sweeps(capability) if (entry := decide(sweep, all_cases())) is not None]
+    path.write_text(json.dumps({"measured_on": card, "entries": found}, indent=2) + "\n")
+
+
+def decide(sweep: Sweep, cases: list[KernelCase]) -> dict[str, Any] | None:
+    """Put the fastest candidate in the table and describe it; None, with the table as it was, when none runs."""
+    chosen = [case for case in cases if any(case.name.startswith(name) for name in sweep.cases)]
+    table = tuning.tables()[sweep.table]
+    before = table.get(sweep.key)
+    times = time_candidates(sweep, chosen, table)
+    if times:
         best = min(times, key=lambda config: times[config])
         table[sweep.key] = best
-        entries.append(
-            {"table": sweep.table, "key": list(sweep.key), "config": dataclasses.asdict(best), "us": times[best]}
-        )
-    path.write_text(json.dumps({"measured_on": torch.cuda.get_device_name(0), "entries": entries}, indent=2) + "\n")
+        return {"table": sweep.table, "key": list(sweep.key), "config": dataclasses.asdict(best), "us": times[best]}
+    print(f"no candidate runs for {sweep.table} {sweep.key}; the entry stays as it is", file=sys.stderr)
+    if before is None:
+        del table[sweep.key]
+    else:
+        table[sweep.key] = before
+    return None
 
 
 def time_candidates(sweep: Sweep, cases: list[KernelCase], table: dict[Any, Any]) -> dict[Any, float]:
@@ -100,7 +107,7 @@ def time_candidates(sweep: Sweep, cases: list[KernelCase], table: dict[Any, Any]
         try:
             for case, sets in zip(cases, inputs):
                 product *= _kernel_timing.median_us([partial(case.ours, each) for each in sets])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TritonError) as error:
             print(f"{config}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         times[config] = product ** (1 / len(cases))

@@ -3,7 +3,8 @@
 One program a row. The k-th largest logit is the largest x with count(logits >= x) >= k; the nucleus ends at the
 largest x with mass(logits >= x) >= p. Both predicates fall as x rises, so the bits of x, in the order-preserving
 integer form of a float, are found from the top, one pass over the row for each bit: exact, deterministic, no atomics.
-Masses are added in fp64 across tiles.
+Division by the temperature keeps the order, so the search runs on the logits as they are, and as many bits as their
+dtype has decide; only the result is scaled. Masses are added in fp64 across tiles.
 """
 # ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -17,6 +18,8 @@ import triton.language as tl
 from kernels.gpu import checks
 
 _BLOCK = 4096
+# Sign, exponent and mantissa bits of each dtype as they stand at the top of an fp32.
+_LEADING_BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
 
 
 @triton.jit
@@ -27,38 +30,51 @@ def key_to_float(key):
 
 
 @triton.jit
-def scaled_tile(row_logits, temperature, start, vocab_size, BLOCK: tl.constexpr):
-    ids = start + tl.arange(0, BLOCK)
-    values = tl.load(row_logits + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
-    return tl.div_rn(values, temperature)
+def found_float(key, BITS: tl.constexpr):
+    """The logit whose first BITS bits the search found; -inf where it found none.
+
+    The key of a negative number is the complement of its bits: what the search left 0 must be 1 there.
+    """
+    rest: tl.constexpr = (1 << (32 - BITS)) - 1
+    whole = tl.where(key < 0x80000000, key + rest, key)
+    return tl.where(key > 0, key_to_float(whole), float("-inf"))
 
 
 @triton.jit
-def count_at_least(row_logits, temperature, bound, vocab_size, BLOCK: tl.constexpr):
+def load_logits(row_logits, start, vocab_size, BLOCK: tl.constexpr):
+    """A tile as fp32; past the end NaN, which no comparison counts."""
+    ids = start + tl.arange(0, BLOCK)
+    return tl.load(row_logits + ids, mask=ids < vocab_size, other=float("nan")).to(tl.float32)
+
+
+@triton.jit
+def count_at_least(row_logits, bound, vocab_size, BLOCK: tl.constexpr):
     count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, vocab_size, BLOCK):
-        values = scaled_tile(row_logits, temperature, start, vocab_size, BLOCK)
-        ids = start + tl.arange(0, BLOCK)
-        count += ((values >= bound) & (ids < vocab_size)).to(tl.int32)
+        count += (load_logits(row_logits, start, vocab_size, BLOCK) >= bound).to(tl.int32)
     return tl.sum(count, 0)
 
 
 @triton.jit
-def mass_at_least(row_logits, temperature, bound, peak, vocab_size, BLOCK: tl.constexpr):
-    """Sum of exp(x - peak) over x >= bound."""
+def mass_at_least(row_logits, bound, peak, rate, vocab_size, BLOCK: tl.constexpr):
+    """Sum of 2^((x - peak) * rate) over x >= bound."""
     mass = tl.full([], 0.0, tl.float64)
     for start in range(0, vocab_size, BLOCK):
-        values = scaled_tile(row_logits, temperature, start, vocab_size, BLOCK)
-        mass += tl.sum(tl.where(values >= bound, tl.exp(values - peak), 0.0), 0).to(tl.float64)
+        values = load_logits(row_logits, start, vocab_size, BLOCK)
+        mass += tl.sum(tl.where(values >= bound, tl.exp2((values - peak) * rate), 0.0), 0).to(tl.float64)
     return mass
 
 
 @triton.jit
-def threshold_kernel(out, logits, temperatures, top_k, top_p, min_p, stride, vocab_size, BLOCK: tl.constexpr):
+def threshold_kernel(
+    out, logits, temperatures, top_k, top_p, min_p, stride, vocab_size, BITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """BITS: leading bits of an fp32 that a logit's dtype can set."""
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * stride
     temperature = tl.load(temperatures + row)
     temperature = tl.where(temperature > 0, temperature, 1.0)
+    rate = 1.4426950408889634 / temperature
     k = tl.load(top_k + row)
     p = tl.load(top_p + row)
     floor = tl.load(min_p + row)
@@ -66,35 +82,36 @@ def threshold_kernel(out, logits, temperatures, top_k, top_p, min_p, stride, voc
 
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, vocab_size, BLOCK):
-        best = tl.maximum(best, scaled_tile(row_logits, temperature, start, vocab_size, BLOCK))
+        values = load_logits(row_logits, start, vocab_size, BLOCK)
+        best = tl.where(values > best, values, best)
     peak = tl.max(best, 0)
 
-    threshold = tl.full([], float("-inf"), tl.float32)
+    bound = tl.full([], float("-inf"), tl.float32)
     if limited:
         key = tl.full([], 0, tl.int64)
-        for step in range(32):
+        for step in range(BITS):
             candidate = key + (tl.full([], 1, tl.int64) << (31 - step))
-            if count_at_least(row_logits, temperature, key_to_float(candidate), vocab_size, BLOCK) >= k:
+            if count_at_least(row_logits, key_to_float(candidate), vocab_size, BLOCK) >= k:
                 key = candidate
-        threshold = tl.where(key > 0, key_to_float(key), float("-inf"))
+        bound = found_float(key, BITS)
 
     if (p < 1.0) & (peak > float("-inf")):
-        total = mass_at_least(row_logits, temperature, threshold, peak, vocab_size, BLOCK)
+        total = mass_at_least(row_logits, bound, peak, rate, vocab_size, BLOCK)
         if limited:
             # Of the logits that equal the k-th, top-k counts only as many as make up k.
-            count = count_at_least(row_logits, temperature, threshold, vocab_size, BLOCK)
-            total -= ((count - k).to(tl.float32) * tl.exp(threshold - peak)).to(tl.float64)
+            count = count_at_least(row_logits, bound, vocab_size, BLOCK)
+            total -= ((count - k).to(tl.float32) * tl.exp2((bound - peak) * rate)).to(tl.float64)
         wanted = total * p.to(tl.float64)
         key = tl.full([], 0, tl.int64)
-        for step in range(32):
+        for step in range(BITS):
             candidate = key + (tl.full([], 1, tl.int64) << (31 - step))
-            bound = key_to_float(candidate)
-            if mass_at_least(row_logits, temperature, bound, peak, vocab_size, BLOCK) >= wanted:
+            if mass_at_least(row_logits, key_to_float(candidate), peak, rate, vocab_size, BLOCK) >= wanted:
                 key = candidate
-        threshold = tl.where(key > 0, tl.maximum(threshold, key_to_float(key)), threshold)
+        bound = tl.maximum(bound, found_float(key, BITS))
 
+    threshold = tl.div_rn(bound, temperature)
     if floor > 0:
-        threshold = tl.maximum(threshold, peak + tl.log(floor))
+        threshold = tl.maximum(threshold, tl.div_rn(peak, temperature) + tl.log(floor))
     tl.store(out + row, threshold)
 
 
@@ -134,6 +151,7 @@ def sampling_thresholds(
             min_p,
             logits.stride(0),
             vocab_size,
+            BITS=_LEADING_BITS[logits.dtype],
             BLOCK=min(_BLOCK, triton.next_power_of_2(vocab_size)),
             num_warps=8,
         )

@@ -1,5 +1,6 @@
 """The rules of the tuning table, the common signatures, and the benchmark where there is no card."""
 
+import dataclasses
 import inspect
 import json
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from triton.runtime.errors import OutOfResources
 
+from bench import _kernel_sweep
 from bench import kernels as benchmark
 from kernels import ops as common
 from kernels.gpu import ops, tuning
@@ -92,6 +95,40 @@ def test_a_measured_table_replaces_entries(tmp_path, monkeypatch):
     path.write_text("{}")
     with pytest.raises(ValueError, match="no table"):
         tuning.load_table(path)
+
+
+def test_a_sweep_keeps_the_fastest_candidate_that_runs(monkeypatch):
+    """With made-up times: a candidate over the limits is left out, and a table none of whose candidates run stays."""
+    configs = [tuning.DecodeConfig(tile, 4, 3, 2) for tile in (16, 32, 64, 128)]
+    times = dict(zip(configs[:3], (5.0, 2.0, 3.0)))
+    table = dict(tuning.DECODE)
+    monkeypatch.setattr(tuning, "DECODE", table)
+    case = dataclasses.replace(benchmark.all_cases()[0], build=lambda *_: None, ours=lambda _: None)
+
+    def median_us(calls):
+        if table[key] not in times:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+        return times[table[key]]
+
+    monkeypatch.setattr(_kernel_sweep._kernel_timing, "median_us", median_us)
+    monkeypatch.setattr(_kernel_sweep._kernel_timing, "copies_for_cold_l2", lambda _: 2)
+    key = (90, 2, 128)
+    entry = _kernel_sweep.decide(_kernel_sweep.Sweep("decode", key, (case.name,), tuple(configs)), [case])
+    assert entry == {"table": "decode", "key": list(key), "config": dataclasses.asdict(configs[1]), "us": 2.0}
+    assert table[key] == configs[1]
+    for key in ((90, 2, 128), (77, 2, 128)):
+        before = dict(table)
+        sweep = _kernel_sweep.Sweep("decode", key, (case.name,), (configs[3],))
+        assert _kernel_sweep.decide(sweep, [case]) is None
+        assert table == before
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_sweep_has_cases_and_candidates(capability):
+    cases = [case.name for case in benchmark.all_cases()]
+    for sweep in _kernel_sweep.sweeps(capability):
+        assert all(any(case.startswith(name) for case in cases) for name in sweep.cases)
+        assert len(set(sweep.candidates)) > 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures where there is a card")

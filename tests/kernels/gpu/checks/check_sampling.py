@@ -124,16 +124,18 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_thresholds_agree_with_a_sort(device, case):
-    logits = 2 * torch.randn(3, VOCAB, device=device)
-    logits[1] = logits[1].bfloat16().float()  # many equal logits
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_thresholds_agree_with_a_sort(device, case, dtype):
+    logits = (2 * torch.randn(3, VOCAB, device=device)).to(dtype)
+    logits[1] = logits[1].bfloat16().to(dtype)  # many equal logits
     logits[2, 100:] = -torch.inf
+    logits[2, :100] -= 30.0  # negative thresholds
     arguments = thresholds_like(logits, **case)
     found = ops.sampling_thresholds(logits, *arguments)
     expected = definitions.sampling_thresholds(logits, *arguments)
     if "min_p" not in case:
         assert torch.equal(found, expected), "the threshold is a logit, to the last bit"
-    scaled = logits / case.get("temperature", 1.0)
+    scaled = logits.float() / case.get("temperature", 1.0)
     assert torch.equal(scaled >= found[:, None], scaled >= expected[:, None])
 
 
