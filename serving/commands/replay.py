@@ -166,6 +166,13 @@ async def _replay(arguments: argparse.Namespace, workload: Workload, trace: Trac
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
                 loop.remove_signal_handler(signal.SIGTERM)
+    notes = []
+    if arguments.output == "recorded":
+        notes.append("answers were forced to the recorded lengths: no saving by directives can show")
+    warmup_s = arguments.warmup
+    if warmup_s >= replay.duration_s:
+        notes.append(f"the run ended within the warm-up of {warmup_s:g} s: nothing is left out")
+        warmup_s = 0.0
     info = RunInfo(
         kind="replay",
         date=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
@@ -179,11 +186,9 @@ async def _replay(arguments: argparse.Namespace, workload: Workload, trace: Trac
         steps=workload.steps,
         policy=arguments.policy,
         seed=arguments.seed,
-        measure_from_s=arguments.warmup,
+        measure_from_s=warmup_s,
         counts={name: count for name, count in asdict(trace.counts).items() if isinstance(count, int)},
-        notes=("answers were forced to the recorded lengths: no saving by directives can show",)
-        if arguments.output == "recorded"
-        else (),
+        notes=tuple(notes),
     )
     return RunResult(info, replay.duration_s, records, replay.aborted, None, slo_ms, percentiles)
 
