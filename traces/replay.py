@@ -97,6 +97,7 @@ class Replay:
         self._zero_s = 0.0
         self._stop = asyncio.Event()
         self.aborted = False
+        self.failure: ValueError | None = None
         self.duration_s = 0.0
 
     def stop(self) -> None:
@@ -105,7 +106,10 @@ class Replay:
         self._stop.set()
 
     async def run(self, requests: Iterable[TraceRequest]) -> list[RequestRecord]:
-        """Records in order of schedule. The first arrival of the workload is sent at once (arrivals count from it)."""
+        """Records in order of schedule. The first arrival of the workload is sent at once (arrivals count from it).
+
+        A `ValueError` of the workload (a bad row) ends the sending, not the run: it is kept in `failure`.
+        """
         ready: asyncio.Queue[_Prepared | None] = asyncio.Queue(self._options.look_ahead)
         feeder = asyncio.create_task(self._feed(requests, ready))
         sender = asyncio.create_task(self._send_all(ready, feeder))
@@ -132,6 +136,8 @@ class Replay:
             for prepared in self._prepare(requests):
                 await ready.put(prepared)
                 await asyncio.sleep(0)
+        except ValueError as error:
+            self.failure, self.aborted = error, True
         except Exception:
             await ready.put(None)
             raise

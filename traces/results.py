@@ -103,6 +103,10 @@ class RunResult:
     def __post_init__(self) -> None:
         if not self.duration_s > 0:
             raise ValueError(f"the duration of a run must be above 0 s, got {self.duration_s}")
+        if not 0.0 <= self.info.measure_from_s < self.duration_s:
+            raise ValueError(
+                f"the warm-up of {self.info.measure_from_s:g} s must end before the run does ({self.duration_s:g} s)"
+            )
         if unknown := sorted(set(self.slo_ms) - set(SLO_NAMES)):
             raise ValueError(f"unknown SLO {', '.join(unknown)}; known: {', '.join(SLO_NAMES)} (in ms)")
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from traces.results import RunResult
     from traces.workload import Workload
 
+    Replayed = tuple[RunResult, ValueError | None]
+
 EXAMPLES = """examples:
   gridserve replay conv.csv --url http://127.0.0.1:8000 --out runs/conv --thin 0.1 --seed 1
   gridserve replay trace.jsonl --url http://127.0.0.1:8000 --out runs/day --goodput ttft:300 tpot:50
@@ -84,6 +86,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import math
     import sys
     from pathlib import Path
 
@@ -96,12 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
         trace = open_trace(arguments)
         workload = shape(Workload.from_file(trace), arguments)
         out = Path(arguments.out)
+        if not 0.0 <= arguments.warmup < math.inf:
+            raise CommandError(f"--warmup takes seconds of at least 0, got {arguments.warmup:g}")
         if out.exists() and not out.is_dir():
             raise CommandError(f"{out} is a file; --out must be a folder")
         _raise_file_limit()
-        result = _run_loop(_replay(arguments, workload, trace))
+        result, failure = _run_loop(_replay(arguments, workload, trace))
         write_run(result, out)
-    except (ValueError, TargetError) as error:
+    except (ValueError, OSError, TargetError) as error:
         raise CommandError(str(error)) from None
     for line in report_lines(result):
         print(line)
@@ -109,12 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
     if warning := send_lag_warning(figures):
         print(f"gridserve: {warning}", file=sys.stderr)
     print(f"Results are in {out}", file=sys.stderr)
+    if failure is not None:
+        raise CommandError(f"{failure} (the results up to there are in {out})")
     if result.aborted:
         return 130
     return 0 if figures["completed"] else 1
 
 
-def _run_loop(main: Coroutine[Any, Any, RunResult]) -> RunResult:
+def _run_loop(main: Coroutine[Any, Any, Replayed]) -> Replayed:
     """On uvloop where there is one: less work for each piece of a stream."""
     import asyncio
     import sys
@@ -126,7 +133,7 @@ def _run_loop(main: Coroutine[Any, Any, RunResult]) -> RunResult:
     return uvloop.run(main)
 
 
-async def _replay(arguments: argparse.Namespace, workload: Workload, trace: TraceFile) -> RunResult:
+async def _replay(arguments: argparse.Namespace, workload: Workload, trace: TraceFile) -> Replayed:
     import asyncio
     import os
     import signal
@@ -166,6 +173,13 @@ async def _replay(arguments: argparse.Namespace, workload: Workload, trace: Trac
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
                 loop.remove_signal_handler(signal.SIGTERM)
+    notes = [] if replay.failure is None else [f"the trace could not be read to its end: {replay.failure}"]
+    if arguments.output == "recorded":
+        notes.append("answers were forced to the recorded lengths: no saving by directives can show")
+    warmup_s = arguments.warmup
+    if warmup_s >= replay.duration_s:
+        notes.append(f"the run ended within the warm-up of {warmup_s:g} s: nothing is left out")
+        warmup_s = 0.0
     info = RunInfo(
         kind="replay",
         date=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
@@ -179,13 +193,12 @@ async def _replay(arguments: argparse.Namespace, workload: Workload, trace: Trac
         steps=workload.steps,
         policy=arguments.policy,
         seed=arguments.seed,
-        measure_from_s=arguments.warmup,
+        measure_from_s=warmup_s,
         counts={name: count for name, count in asdict(trace.counts).items() if isinstance(count, int)},
-        notes=("answers were forced to the recorded lengths: no saving by directives can show",)
-        if arguments.output == "recorded"
-        else (),
+        notes=tuple(notes),
     )
-    return RunResult(info, replay.duration_s, records, replay.aborted, None, slo_ms, percentiles)
+    result = RunResult(info, replay.duration_s, records, replay.aborted, None, slo_ms, percentiles)
+    return result, replay.failure
 
 
 class _ProgressBar:
@@ -243,6 +256,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _slo(parts: list[str]) -> dict[str, float]:
+    from traces.metrics import SLO_NAMES
     from traces.results import SLO_PRESETS
 
     limits: dict[str, float] = {}
@@ -252,9 +266,14 @@ def _slo(parts: list[str]) -> dict[str, float]:
             limits |= SLO_PRESETS[name]
             continue
         try:
+            if name not in SLO_NAMES:
+                raise ValueError(name)
             limits[name] = float(limit)
         except ValueError:
-            raise CommandError(f"--goodput takes METRIC:MS or one of {', '.join(SLO_PRESETS)}, got {part!r}") from None
+            raise CommandError(
+                f"--goodput takes METRIC:MS (METRIC one of {', '.join(SLO_NAMES)}) "
+                f"or one of {', '.join(SLO_PRESETS)}, got {part!r}"
+            ) from None
     return limits
 
 

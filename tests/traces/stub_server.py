@@ -98,7 +98,7 @@ class Stub:
         try:
             await asyncio.sleep(self.ttft_s + self.ttft_s_per_token * prompt_tokens)
             if chat:
-                await event(send, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+                await event(send, {"choices": [{"delta": {"role": "assistant", "content": ""}}]}, chat)
             due_s = time.perf_counter()
             for first in range(0, count, self.tokens_per_chunk):
                 if first:
@@ -115,9 +115,9 @@ class Stub:
                 last = first + self.tokens_per_chunk >= count
                 reason = "length" if last and not chat else None
                 part: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
-                await event(send, {"choices": [{"index": 0, **part, "finish_reason": reason}]})
+                await event(send, {"choices": [{"index": 0, **part, "finish_reason": reason}]}, chat)
             if chat:
-                await event(send, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+                await event(send, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}, chat)
             final: dict[str, Any] = {"choices": []}
             if self.reports_usage:
                 final["usage"] = usage | {"prompt_tokens_details": {"cached_tokens": 3}}
@@ -128,7 +128,7 @@ class Stub:
                     "grams_co2e": 0.001,
                     "directive": "L1",
                 }
-            await event(send, final)
+            await event(send, final, chat)
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
         finally:
             self.active -= 1
@@ -140,10 +140,10 @@ async def wait_gone(receive: Any) -> None:
         pass
 
 
-async def event(send: Any, payload: dict[str, Any]) -> None:
-    await send(
-        {"type": "http.response.body", "body": b"data: " + json.dumps(payload).encode() + b"\n\n", "more_body": True}
-    )
+async def event(send: Any, payload: dict[str, Any], chat: bool) -> None:
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    body = json.dumps({"id": "x", "object": kind, "created": 0, "model": "stub", **payload}).encode()
+    await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": True})
 
 
 async def answer(send: Any, status: int, payload: dict[str, Any]) -> None:

@@ -111,10 +111,24 @@ def test_replay_writes_results_and_reports(
     assert "\r" not in captured.err
 
 
+def test_a_bad_row_on_the_way_leaves_partial_results(
+    stub_server: Any, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["replay", str(write(VIDUR)), "--url", stub_server.url, "--out", str(out)]) == 1
+    assert "trace.csv:4:5: column 'num_prefill_tokens'" in capsys.readouterr().err
+    result = read_run(out)
+    assert result.aborted
+    assert sum(record.completed for record in result.records) == 2
+    assert "could not be read to its end" in result.info.notes[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--goodput", "fast"], "--goodput takes METRIC:MS"),
+        (["--goodput", "ttfb:3"], "METRIC one of ttft, tpot"),
+        (["--warmup", "-1"], "--warmup takes seconds of at least 0"),
         (["--body", "[1]"], "must be a JSON object"),
         (["--header", "x"], "NAME=VALUE"),
         (["--percentiles", "50,200"], "from 0 to 100"),

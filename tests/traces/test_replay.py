@@ -166,13 +166,15 @@ async def test_stopping_keeps_what_was_and_tells_the_server(stub_server: Any) ->
     assert stub_server.stub.disconnects >= 5
 
 
-async def test_an_error_in_the_trace_ends_the_run(stub_server: Any) -> None:
+async def test_an_error_in_the_trace_ends_the_sending_and_keeps_what_was(stub_server: Any) -> None:
     def broken() -> Iterable[TraceRequest]:
         yield from requests(2)
         raise ValueError("trace.csv:4:1: bad row")
 
-    with pytest.raises(ValueError, match="bad row"):
-        await replayed(stub_server.url, broken())
+    records, replay, _ = await replayed(stub_server.url, broken())
+    assert [record.outcome for record in records] == [Outcome.COMPLETED] * 2
+    assert replay.aborted
+    assert "bad row" in str(replay.failure)
 
 
 async def test_no_answer_is_read_from_a_trace_further_than_the_look_ahead(stub_server: Any) -> None:

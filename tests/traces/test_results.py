@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -153,8 +154,6 @@ def test_device_energy_gives_the_headline_figures() -> None:
 
 
 def test_a_warm_up_is_left_out_and_stated() -> None:
-    import msgspec
-
     info = msgspec.structs.replace(run().info, measure_from_s=1.0)
     figures = run(info=info).summary()
     assert (figures["num_prompts"], figures["completed"], figures["duration"]) == (3, 2, 7.0)
@@ -206,6 +205,8 @@ def test_bad_runs_are_refused() -> None:
         run(slo_ms={"ttfb": 1.0})
     with pytest.raises(ValueError, match="above 0 s"):
         run(duration_s=0.0)
+    with pytest.raises(ValueError, match="warm-up of 9 s must end before"):
+        run(info=msgspec.structs.replace(run().info, measure_from_s=9.0))
 
 
 def test_the_report_prints_formulas_and_methods() -> None:
