@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 ROLL_UP_EVERY_S = 10.0
 PRUNE_EVERY_S = 600.0
+FIRST_PRUNE_S = 60.0
 MAX_BATCH = 20_000
 
 
@@ -93,7 +94,7 @@ class TelemetryWriter:
 
     def _run(self) -> None:
         next_roll_s = time.monotonic() + ROLL_UP_EVERY_S
-        next_prune_s = time.monotonic()
+        next_prune_s = time.monotonic() + FIRST_PRUNE_S
         while True:
             stopping = self._stop.wait(self._flush_s)
             self.flush()

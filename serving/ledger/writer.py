@@ -51,7 +51,7 @@ class WriterSettings:
 
 
 class LedgerFullError(LedgerError):
-    """The ledger's queue is full because the database cannot keep up; the row was not taken."""
+    """The row was not taken: the queue is full because the database cannot keep up, or the writer is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +167,12 @@ class LedgerWriter:
         return self._append(record, None)
 
     def submit(self, record: Record) -> Future[None]:
-        """Queue a row; the future is done when it is on disk. It fails with `LedgerFullError` when the queue is full,
+        """Queue a row; the future is done when it is on disk. It fails with `LedgerFullError` when it is not taken,
         and with `LedgerError` when the row is one the database rejects or the writer closes before it is written."""
         future: Future[None] = Future()
         if not self._append(record, future):
-            future.set_exception(LedgerFullError("the ledger's queue is full; the row was not taken"))
+            why = "writer is closed" if self._queue.closing else "queue is full"
+            future.set_exception(LedgerFullError(f"the ledger's {why}; the row was not taken"))
         return future
 
     def sample(self, series: SeriesSpec, at_us: int, value: float) -> None:
