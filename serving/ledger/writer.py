@@ -108,6 +108,7 @@ class LedgerWriter:
         self._queue = _Queue()
         self._wake = threading.Condition()
         self._trouble: str | None = None
+        self._crowded = False
         self._written = self._refused = self._rejected = 0
         self._last_commit_s: float | None = None
         self._giving_up = threading.Event()
@@ -228,8 +229,9 @@ class LedgerWriter:
 
     def _must_catch_up(self) -> bool:
         """Whether telemetry has to stand back for the ledger."""
-        crowded = len(self._queue.items) > self.settings.degrade_at * self.settings.max_queued_rows
-        return crowded or self._trouble is not None
+        limit = self.settings.degrade_at * self.settings.max_queued_rows
+        self._crowded = len(self._queue.items) > (limit / 2 if self._crowded else limit)
+        return self._crowded or self._trouble is not None
 
     def _run(self) -> None:
         while True:
