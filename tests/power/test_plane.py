@@ -89,6 +89,12 @@ def test_a_request_gets_prefill_decode_and_idle_joules_labelled_simulated(simula
         assert result.settled
         assert answer.joules == pytest.approx(result.joules, rel=0.1)
         assert plane.request_energy(result.request_id) is result
+    shown = settled[0].fields()
+    assert shown["method"] == "simulated"
+    assert shown["energy_joules"] == pytest.approx(
+        shown["prefill_joules"] + shown["decode_joules"] + shown["idle_joules"]
+    )
+    assert shown["energy_kwh"] == pytest.approx(shown["energy_joules"] / 3.6e6)
     books = plane.status().books
     assert books.closure_error_j == pytest.approx(0.0, abs=1e-6)
     assert sum(result.joules for result in settled) == pytest.approx(books.requests_j)
