@@ -195,6 +195,8 @@ class PowerPlane:
         with self._lock:
             self._tracker.admit(request_id, prompt_tokens, now)
             self._attributor.admit(request_id, now)
+            for device in self._simulated:
+                device.expect_work(now)
 
     def on_step(self, step: Step) -> float:
         """Account a step. Returns how many seconds longer it would have taken at the clock in force: 0.0 on real
