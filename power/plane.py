@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from power.actuator import Actuator
 from power.attribution import Attributor
@@ -54,6 +54,13 @@ class Step(Protocol):
     def ended_s(self) -> float: ...
     @property
     def work(self) -> Sequence[Share]: ...
+
+
+@runtime_checkable
+class OwnsProcesses(Protocol):
+    """A device that can tell our processes from others'."""
+
+    def own(self, pids: frozenset[int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,12 @@ class PowerPlane:
             settled = self._take_settled()
         self._tell(settled)
         return delay
+
+    def own(self, pids: frozenset[int]) -> None:
+        """The engine's processes: what they draw is ours, any other compute process on the board is foreign."""
+        for device in self.devices:
+            if isinstance(device, OwnsProcesses):
+                device.own(pids)
 
     def set_queue(self, waiting: int) -> None:
         """How many requests the scheduler has not started yet."""

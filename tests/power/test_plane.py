@@ -1,5 +1,6 @@
 """The plane as a server uses it, on a simulated board in virtual time, and the controller's manners."""
 
+import os
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -225,6 +226,7 @@ def test_a_plane_without_an_actuator_cannot_enforce(fake, twin):
 def test_real_devices_are_labelled_measured(fake, twin):
     device = NvmlDevice(fake.uuids[0])
     plane = PowerPlane([device], shape=twin.shape)
+    plane.own(frozenset({os.getpid()}))
     plane.start()
     plane.admit("a", 100)
     begin = time.monotonic()
