@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from carbon.feeds.feed import Feed, FeedError
 from carbon.forecast import SeasonalModel, contiguous_tail, fit, forecast_series
@@ -48,7 +49,7 @@ class Forecast:
 class FeedChain:
     """`feeds`: most wanted first, all of one basis and boundary (else `IncomparableError`). `zone_mean`: the last
     resort, a value of kind ASSUMED or the mean of a recorded series. `stale_after_s`: how long after its interval a
-    value may still be used."""
+    value may still be used. `series_errors`: why a source gave no forecast or history, by name."""
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class FeedChain:
         self._jitter = jitter
         self._value: CarbonIntensity | None = None
         self._forecast: Forecast | None = None
+        self.series_errors: dict[str, str] = {}
         self._flight: asyncio.Task[None] | None = None
 
     @property
@@ -129,7 +131,7 @@ class FeedChain:
             async with asyncio.timeout(self._fetch_timeout_s):
                 value = await feed.current(self._zones.get(feed.name, self.zone))
             require_comparable(self.methodology, value.methodology)
-        except (FeedError, TimeoutError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one source, it is shown and the next is asked
             self._failed(health, error)
             return None
         health.last_success, health.last_error, health.failures = self._now(), None, 0
@@ -177,24 +179,29 @@ class FeedChain:
             return
         until = now + timedelta(hours=horizon_h)
         for feed in () if model_only else self._feeds:
-            try:
-                async with asyncio.timeout(self._fetch_timeout_s):
-                    series = await feed.forecast(self._zones.get(feed.name, self.zone), until)
-            except (FeedError, TimeoutError, ValueError):
-                continue
-            self._forecast = Forecast(series, feed.name, now)
-            return
+            series = await self._series_of(feed, feed.forecast(self._zones.get(feed.name, self.zone), until))
+            if series:
+                self._forecast = Forecast(series, feed.name, now)
+                return
         await self._model_forecast(horizon_h)
 
     async def history(self, start: datetime, end: datetime) -> IntensitySeries | None:
         """What the first source that has a past tells of `[start, end)`; None when none has."""
         for feed in self._feeds:
-            try:
-                async with asyncio.timeout(self._fetch_timeout_s):
-                    return await feed.history(self._zones.get(feed.name, self.zone), start, end)
-            except (FeedError, TimeoutError, ValueError):
-                continue
+            series = await self._series_of(feed, feed.history(self._zones.get(feed.name, self.zone), start, end))
+            if series:
+                return series
         return None
+
+    async def _series_of(self, feed: Feed, asked: Coroutine[Any, Any, IntensitySeries]) -> IntensitySeries | None:
+        try:
+            async with asyncio.timeout(self._fetch_timeout_s):
+                series = await asked
+        except Exception as error:  # noqa: BLE001 - a forecast or a past is a help, never a need; the reason is kept
+            self.series_errors[feed.name] = str(error) or type(error).__name__
+            return None
+        self.series_errors.pop(feed.name, None)
+        return series
 
     async def _model_forecast(self, horizon_h: int) -> None:
         now = self._now()
