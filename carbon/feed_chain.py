@@ -23,6 +23,7 @@ MAX_RETRY_S = 900.0
 LATE_POLL_S = 300.0
 FORECAST_EVERY = timedelta(hours=1)
 HISTORY_WEEKS = 9
+CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class FeedChain:
     def reading(self) -> IntensityReading:
         """The best value at hand, with its tier. Touches nothing but memory."""
         now, value = self._now(), self._value
-        if value is not None and value.holds_at(now):
+        if value is not None and _holds(value, now):
             return IntensityReading(value, Tier.LIVE, 0.0)
         why = self._why()
         if value is not None and value.end <= now and now - value.end <= self._stale_after:
@@ -112,7 +113,7 @@ class FeedChain:
         await asyncio.shield(self._flight)
 
     async def _refresh(self) -> None:
-        if self._value is not None and self._value.holds_at(self._now()):
+        if self._value is not None and _holds(self._value, self._now()):
             return
         best = self._value
         for feed, health in zip(self._feeds, self.health):
@@ -122,7 +123,7 @@ class FeedChain:
             found = await self._ask(feed, health)
             if found is not None and (best is None or found.end > best.end):
                 best = found
-            if best is not None and best.holds_at(self._now()):
+            if best is not None and _holds(best, self._now()):
                 break
         self._value = best
 
@@ -135,7 +136,7 @@ class FeedChain:
             self._failed(health, error)
             return None
         health.last_success, health.last_error, health.failures = self._now(), None, 0
-        late = not value.holds_at(self._now())
+        late = not _holds(value, self._now())
         # A source that is late is asked again after a while, not in a loop.
         health.not_before = self._now() + timedelta(seconds=LATE_POLL_S) if late else None
         return value
@@ -150,7 +151,7 @@ class FeedChain:
     def seconds_to_next_refresh(self) -> float:
         """When `refresh` can next do something useful: at the value's end, or when a source may be asked again."""
         now = self._now()
-        if self._value is not None and self._value.holds_at(now):
+        if self._value is not None and _holds(self._value, now):
             return max(1.0, (self._value.end - now).total_seconds())
         waits = [
             (health.not_before - now).total_seconds() if health.not_before is not None else 0.0
@@ -219,6 +220,11 @@ class FeedChain:
     async def close(self) -> None:
         for feed in self._feeds:
             await feed.close()
+
+
+def _holds(value: CarbonIntensity, now: datetime) -> bool:
+    """Whether it holds now, two clocks allowed to differ a little at the turn of an interval."""
+    return value.start - CLOCK_TOLERANCE <= now < value.end
 
 
 def mean_of(series: IntensitySeries, fetched_at: datetime) -> CarbonIntensity:

@@ -179,6 +179,15 @@ async def test_a_source_that_breaks_in_an_unforeseen_way_is_shown_and_passed_ove
     assert links.series_errors == {"broken": "none", "sound": "none"}
 
 
+async def test_a_provider_whose_clock_is_a_little_ahead_is_live(clock):
+    clock.now = START + timedelta(minutes=59)
+    links = chain(clock, Scripted("ahead", clock, [(100.0, -1)]))
+    await links.refresh()
+    assert links.reading().tier is Tier.LIVE
+    clock.now = START + timedelta(minutes=30)
+    assert links.reading().tier is Tier.UNKNOWN
+
+
 async def test_late_data_is_stale_and_a_fresher_source_is_preferred(clock):
     late = Scripted("late", clock, [(100.0, 2)])
     links = chain(clock, late, stale_after_s=7200.0)
