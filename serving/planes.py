@@ -14,8 +14,9 @@ from carbon.directives import DirectiveLevel, LevelSet, TenantRules
 from carbon.feed_chain import FeedChain
 from carbon.feeds.build import build_feed, methodology
 from carbon.intensity import CarbonIntensity, Kind, Tier
-from carbon.plane import CarbonPlane, PlaneSettings
-from carbon.plane import Tenant as CarbonTenant
+from carbon.plane import CarbonPlane
+from carbon.plane_values import PlaneSettings
+from carbon.plane_values import Tenant as CarbonTenant
 from carbon.planner import PlanSettings, Strategy
 from carbon.state import load_state
 from carbon.tenant_budget import OnHard, TenantBudget
