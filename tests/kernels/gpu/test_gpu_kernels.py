@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+# A test waits for its child process, and for those that run before it.
+pytestmark = pytest.mark.timeout(900)
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 CHECKS = sorted(path.stem for path in (FOLDER / "checks").glob("check_*.py"))

@@ -120,8 +120,10 @@ def test_a_sliding_window(device, close, window):
     close(case.run(window=window), case.expected(window))
 
 
-def test_pages_that_left_the_window_are_not_read(device, close):
-    case = make_case(device, [(1, 150), (20, 150)], dtype=torch.float32)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_pages_that_left_the_window_are_not_read(device, close, monkeypatch, fixed):
+    monkeypatch.setattr(tuning, "_deterministic", fixed)
+    case = make_case(device, [(1, 150), (20, 150)])  # tiles larger than a page
     expected = case.expected(32)
     for row, first_seen in ((0, 150 - 32), (1, 130 - 31)):
         gone = case.metadata.block_tables[row, : first_seen // 16].long()
@@ -195,9 +197,8 @@ def cut(case, ranges):
 
 
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("window", [None, 70])
-@pytest.mark.parametrize("cache_dtype", [None, torch.int8], ids=str)
-def test_deterministic_results_depend_on_the_request_alone(device, close, monkeypatch, window, cache_dtype):
+@pytest.mark.parametrize(("cache_dtype", "window"), [(None, None), (None, 70), (torch.int8, 70)], ids=str)
+def test_deterministic_results_depend_on_the_request_alone(device, close, monkeypatch, cache_dtype, window):
     """Bit for bit: whole prompts, chunks, single tokens, with and without neighbours, workspace whole or in pieces."""
     monkeypatch.setattr(tuning, "SEGMENT", 128)
     case = make_case(device, [(150, 150), (40, 300), (1, 290)], cache_dtype=cache_dtype)
