@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+import pkgutil
 import typing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.policy.carbon_section import Feed
+import carbon.feeds
+from serving.policy.carbon_section import Feed, WattTimeFeed
 from serving.policy.load import load_policy, parse_policy
 from serving.policy.model import Policy
 from serving.policy.power_section import CarbonFollow, GovernorName, PhaseAwareSettings, RowBudget, SloSlackSettings
 from serving.policy.power_section import Stability as StabilitySection
 from serving.policy.problems import PolicyError
 from serving.policy.schema import policy_schema
+from serving.policy.zones import ENTSOE_COUNTRIES
 
 PLAN = """apiVersion: gridserve/v1
 kind: Policy
@@ -111,6 +114,15 @@ def test_the_body_stays_the_same_from_shadow_to_enforce():
     assert enforced.body_revision == shadowed.body_revision
 
 
+def test_text_is_kept_only_by_consent():
+    agreed = PLAN.replace("on_exceed: brief}", "on_exceed: brief, store_prompt_text: true}")
+    policy = parse_policy(agreed.encode()).policy
+    assert [policy.keeps_text(tenant) for tenant in ("research", "other", None)] == [True, False, False]
+    assert not parse_policy(PLAN.encode()).policy.keeps_text("research")
+    everyone = parse_policy((PLAN + "  ledger: {store_prompt_text: true}\n").encode()).policy
+    assert everyone.keeps_text(None)
+
+
 def test_policies_are_frozen():
     policy = parse_policy(PLAN.encode()).policy
     with pytest.raises(ValueError, match="frozen"):
@@ -194,6 +206,20 @@ def test_feed_types_are_distinct():
     union = typing.get_args(typing.get_args(Feed)[0])
     tags = [typing.get_args(kind.model_fields["type"].annotation)[0] for kind in union]
     assert len(set(tags)) == len(tags) == 8
+
+
+def test_feeds_and_zones_are_those_of_the_carbon_plane():
+    """The feeds are optional here: they need packages that a policy check does without."""
+    entsoe = pytest.importorskip("carbon.feeds.entsoe", reason="the feed is not part of this build")
+    assert set(entsoe.BIDDING_ZONES) == ENTSOE_COUNTRIES
+    watttime = pytest.importorskip("carbon.feeds.watttime", reason="the feed is not part of this build")
+    signals = typing.get_args(WattTimeFeed.model_fields["signal"].annotation)
+    assert set(watttime.SIGNALS) == set(signals)
+    found = {module.name for module in pkgutil.iter_modules(carbon.feeds.__path__)}
+    tags = [
+        typing.get_args(kind.model_fields["type"].annotation)[0] for kind in typing.get_args(typing.get_args(Feed)[0])
+    ]
+    assert {"recorded" if tag == "csv" else tag for tag in tags} <= found
 
 
 def test_schema_is_draft_7_and_the_committed_one(shipped):
