@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench._carbon_data import LEVELS, TASKS, Array, Prompts
-from carbon.forecast import fit, predict
+from carbon.forecast import FIT_HOURS, fading_weights, fit, predict
 from carbon.optimizer.budgeted import Exposure, plan_quality_budget
 from carbon.optimizer.classed import ClassedPolicy, LevelCosts, classed_hours, trailing_bounds
-from carbon.optimizer.sprout import SPROUT_EMBODIED_G_PER_S
+from carbon.optimizer.sprout import SPROUT_EMBODIED_G_PER_S, SPROUT_TOLERANCE, sprout_mix
 from carbon.prompt_bands import BandModel, fit_bands
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
 from carbon.quality import QualityEstimate, shrunk_choices
@@ -22,6 +21,10 @@ from carbon.quality import QualityEstimate, shrunk_choices
 Index = NDArray[np.int64]
 
 WINDOW_H = 720
+HORIZON_H = 72
+REFIT_H = 168
+SHARE_STEPS = 50
+TABLE_G_PER_KWH = 150.0
 CLASS_NAMES = (*TASKS, UNKNOWN)
 
 
@@ -107,21 +110,57 @@ def _predicted(prompts: Prompts, train: Index, test: Index, seed: int) -> tuple[
     return own, classify(train, test)
 
 
-def classed_policy(knowledge: Knowledge, year: Array, first: int, hours: int, policy: ClassedPolicy) -> Array:
-    """Mixes `[H, M, L]`, hour by hour, with the bounds of the trailing 30 days."""
-    shares = []
-    for now in range(first, first + hours):
-        lowest, highest = trailing_bounds(year[max(0, now - WINDOW_H + 1) : now + 1].tolist())
-        shares.append(policy.share(float(year[now]), lowest, highest))
+def classed_table(knowledge: Knowledge, policy: ClassedPolicy) -> Array:
+    """Mixes `[SHARE_STEPS + 1, M, L]` for every share to keep from `1 - tolerance` to 1 in equal steps.
+
+    The mix depends on the hour through its share alone: grams of all levels scale with the intensity together, but
+    for the embodied part, which is 1 % here and taken at `TABLE_G_PER_KWH`.
+    """
+    shares = np.linspace(1.0 - policy.tolerance, 1.0, SHARE_STEPS + 1)
     solution = classed_hours(
-        knowledge.grams(year[first : first + hours]),
+        knowledge.grams(np.full(len(shares), TABLE_G_PER_KWH)),
         [cell.share for cell in knowledge.cells],
         [cell.quality for cell in knowledge.cells],
         knowledge.owners.tolist(),
-        shares,
+        [max(policy.quality_floor, float(share)) for share in shares],
         policy.confidence,
     )
-    return solution.x.reshape(hours, len(knowledge.cells), LEVELS)
+    return solution.x.reshape(len(shares), len(knowledge.cells), LEVELS)
+
+
+def classed_policy(table: Array, year: Array, first: int, hours: int, policy: ClassedPolicy) -> Array:
+    """Mixes `[H, M, L]`, hour by hour, with the bounds of the trailing 30 days; a share is rounded up to the table."""
+    steps = np.zeros(hours, dtype=np.int64)
+    for hour in range(hours):
+        now = first + hour
+        lowest, highest = trailing_bounds(year[max(0, now - WINDOW_H + 1) : now + 1].tolist())
+        kept = policy.share(float(year[now]), lowest, highest)
+        steps[hour] = min(SHARE_STEPS, int(np.ceil((kept - 1.0 + policy.tolerance) / policy.tolerance * SHARE_STEPS)))
+    return table[steps]
+
+
+def sprout_policy(
+    knowledge: Knowledge, mix: Array, intensity: Array, bounds: tuple[float, float], tolerance: float = SPROUT_TOLERANCE
+) -> Array:
+    """SPROUT's one mix for all classes, `[H, M, L]`, from the training prompts' means and its hindsight bounds."""
+    shares = np.array([cell.share for cell in knowledge.cells])
+    energy = np.array([cell.costs.energy_j for cell in knowledge.cells]) / 3.6e6
+    time = np.array([cell.costs.time_s for cell in knowledge.cells])
+    quality = np.array([cell.quality.mean for cell in knowledge.cells])
+    x = np.zeros((len(mix), len(knowledge.cells), LEVELS))
+    for hour, tasks in enumerate(mix):
+        weights = tasks[knowledge.owners] * shares
+        weights /= weights.sum()
+        x[hour] = sprout_mix(
+            (weights @ energy).tolist(),
+            (weights @ time).tolist(),
+            (weights @ quality).tolist(),
+            g_per_kwh=float(intensity[hour]),
+            lowest_g_per_kwh=bounds[0],
+            highest_g_per_kwh=bounds[1],
+            tolerance=tolerance,
+        ).probabilities
+    return x
 
 
 def budgeted_policy(
@@ -147,11 +186,13 @@ def budgeted_policy(
     estimates = [cell.quality for cell in knowledge.cells]
     books = Exposure.empty(len(owners), LEVELS)
     x = np.zeros((hours, len(owners), LEVELS))
-    fade = _fade(year, year_start, first)
+    weights = fading_weights(HORIZON_H - 1)
     blocks = [slice(i, i + 1) for i in range(6)] + [slice(i, i + 6) for i in range(6, 72, 6)]
     for hour in range(0, hours, replan_h):
         now = first + hour
-        ahead = np.concatenate([[year[now]], predict(year[: now + 1], year_start, fade, 71)])
+        if hour % REFIT_H == 0:
+            weights = forecast_weights(year, year_start, now)
+        ahead = np.concatenate([[year[now]], predict(year[: now + 1], year_start, weights)])
         intensity = np.array([ahead[block].mean() for block in blocks])
         length = np.array([block.stop - block.start for block in blocks], dtype=np.float64)
         volume = length[:, None] * (mix[hour][owners] * shares)[None, :]
@@ -172,13 +213,8 @@ def budgeted_policy(
     return x
 
 
-def _fade(year: Array, year_start: datetime, first: int) -> float:
-    """The seasonal model's fade, chosen on what lay before the season; with too little history half a day."""
-    try:
-        return fit(year[:first], year_start, 24).fade_h
-    except ValueError:
-        return 12.0
-
-
-def mean_quality(estimates: Sequence[QualityEstimate]) -> Array:
-    return np.array([estimate.mean for estimate in estimates])
+def forecast_weights(year: Array, year_start: datetime, now: int) -> Array:
+    """The carry-over fitted on what lies before hour `now`; with less than 8 weeks of it, a plain fade."""
+    if now < FIT_HOURS:
+        return fading_weights(HORIZON_H - 1)
+    return fit(year[:now], year_start, HORIZON_H - 1).weights

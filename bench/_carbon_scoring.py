@@ -45,22 +45,22 @@ def tally(prompts: Prompts, cell_of: Index, cells: int, weight: Array) -> Tally:
 
     def total(values: Array) -> Array:
         columns = [np.bincount(flat, weights=weight * values[:, level], minlength=size) for level in range(LEVELS)]
-        return np.stack(columns, axis=1).reshape(len(TASKS), cells, LEVELS)
+        return np.stack(columns, axis=1).astype(np.float64).reshape(len(TASKS), cells, LEVELS)
 
     chosen = np.eye(LEVELS)[prompts.preferred]
-    count = np.bincount(prompts.task, weights=weight, minlength=len(TASKS))
+    count = np.bincount(prompts.task, weights=weight, minlength=len(TASKS)).astype(np.float64)
     return Tally(total(chosen), total(prompts.energy_j), total(prompts.time_s), count)
 
 
 def hourly(table: Tally, x: Array, mix: Array, intensity: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Hourly grams and preference of the mixes `x` `[H, cells, L]` and of L0; last, preference by task over the season."""
+    """Hourly grams and preference of the mixes `x` `[H, cells, L]` and of L0; last, each task's preference."""
     hours, cells, levels = x.shape
     per_task = 1.0 / np.maximum(table.count, 1e-12)
 
     def spent(values: Array) -> tuple[Array, Array]:
         means = values * per_task[:, None, None]
         blended = (mix @ means.reshape(len(TASKS), -1)).reshape(hours, cells, levels)
-        return np.einsum("hcl,hcl->h", blended, x), blended[:, :, 0].sum(axis=1)
+        return np.asarray(np.einsum("hcl,hcl->h", blended, x)), blended[:, :, 0].sum(axis=1)
 
     joules, base_joules = spent(table.joules)
     seconds, base_seconds = spent(table.seconds)
@@ -72,9 +72,7 @@ def hourly(table: Tally, x: Array, mix: Array, intensity: Array) -> tuple[Array,
     return grams, base_grams, quality, base_quality, by_task
 
 
-def score(
-    prompts: Prompts, cell_of: Index, x: Array, mix: Array, intensity: Array, *, draws: int, seed: int
-) -> Score:
+def score(prompts: Prompts, cell_of: Index, x: Array, mix: Array, intensity: Array, *, draws: int, seed: int) -> Score:
     def measure(weight: Array) -> tuple[float, float, Array]:
         table = tally(prompts, cell_of, x.shape[1], weight)
         grams, base_grams, quality, base_quality, by_task = hourly(table, x, mix, intensity)

@@ -57,9 +57,8 @@ class Gridserve:
         from importlib.metadata import version
 
         from engine.build import build_engine
-
         from engine.config import EngineConfig
-        from kernels.linear import WeightFormat
+        from kernels.weight_format import WeightFormat
 
         config = EngineConfig(
             model, "bench", weight_format=WeightFormat(weight_format), max_model_len=2048, num_threads=threads

@@ -1,7 +1,8 @@
 """A seasonal forecast where the provider gives none, with an error measured on weeks it has not seen.
 
-Hour-of-day means of the past weeks (weekdays and weekends apart) give the shape; the last day's departure from that
-shape fades out exponentially. The band is the empirical error at each lead time on held-out weeks.
+Hour-of-day means of the past four weeks (weekdays and weekends apart) give the shape. What the grid departs from it
+now, on average over the last hours and over the last day, and did at the same hour yesterday, is carried forward by a
+ridge regression of its own for every lead time. The band is the empirical error at each lead on held-out weeks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ Array = NDArray[np.float64]
 HOURS_OF_WEEK = 168
 TRAIN_WEEKS = 4
 TEST_WEEKS = 2
-FADE_CHOICES_H = (3.0, 6.0, 12.0, 24.0, 48.0)
+SHAPE_H = TRAIN_WEEKS * HOURS_OF_WEEK
+FIT_HOURS = (TRAIN_WEEKS + 2 * TEST_WEEKS) * HOURS_OF_WEEK
+FADE_H = 12.0
+RIDGE_CHOICES = (0.1, 1.0, 10.0, 100.0)
 BAND_QUANTILES = (0.1, 0.9)
+FEATURES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +41,9 @@ class ForecastError:
 
 @dataclass(frozen=True, slots=True)
 class SeasonalModel:
-    """`fade_h`: time constant of the last departure; `low`, `high` `[horizon]`: error quantiles at each lead hour."""
+    """`weights` `[horizon, FEATURES]` of the departures; `low`, `high` `[horizon]`: error quantiles at each lead."""
 
-    fade_h: float
+    weights: Array
     low: Array
     high: Array
     error: ForecastError
@@ -49,48 +54,111 @@ class SeasonalModel:
 
 
 def fit(history: Array, first_hour: datetime, horizon_h: int = 168) -> SeasonalModel:
-    """Choose the fade and measure the band. `history` hourly without gaps, oldest first, from `first_hour` (UTC).
+    """Fit the carry-over and measure its error. `history` hourly without gaps, oldest first, from `first_hour` (UTC).
 
-    The last two weeks are held out: the fade is chosen on the two before them, the error and band are measured on
-    them. Raises `ValueError` with fewer than `TRAIN_WEEKS + 2 * TEST_WEEKS` weeks.
+    The last two weeks are held out and only measured on; the ridge is chosen on the last third of what comes before.
+    Raises `ValueError` with fewer than `TRAIN_WEEKS + 2 * TEST_WEEKS` weeks.
     """
-    needed = (TRAIN_WEEKS + 2 * TEST_WEEKS) * HOURS_OF_WEEK
-    if len(history) < needed:
-        raise ValueError(f"a seasonal forecast needs {needed} hours of history without gaps, got {len(history)}")
+    if len(history) < FIT_HOURS:
+        raise ValueError(f"a seasonal forecast needs {FIT_HOURS} hours of history without gaps, got {len(history)}")
     if not np.all(np.isfinite(history)):
         raise ValueError("the history holds values that are not finite; fill or cut its gaps first")
     test = TEST_WEEKS * HOURS_OF_WEEK
-    choose = range(len(history) - 2 * test, len(history) - test, 6)
-    fade = min(FADE_CHOICES_H, key=lambda f: float(np.nanmean(np.abs(_errors(history, first_hour, choose, 24, f)))))
-    held_out = range(len(history) - test, len(history) - 1, 3)
-    errors = _errors(history, first_hour, held_out, horizon_h, fade)
-    day = errors[:, :24]
-    naive = _persistence_errors(history, held_out, 24)
+    cut = len(history) - test
+    known = _samples(history[:cut], first_hour, range(SHAPE_H, cut - 1, 2), horizon_h)
+    split = 2 * len(known.origins) // 3
+    early, late = known.part(slice(0, split)), known.part(slice(split, None))
+    ridge = min(RIDGE_CHOICES, key=lambda value: late.error(early.weights(value)))
+    weights = known.weights(ridge)
+    held_out = _samples(history, first_hour, range(cut, len(history) - 1, 3), horizon_h)
+    errors = held_out.errors(weights)
+    naive = _persistence_errors(history, held_out.origins, 24)
     low, high = _quantiles(errors)
+    mae = float(np.nanmean(np.abs(errors[:, :24])))
     error = ForecastError(
-        mae_g_per_kwh=float(np.nanmean(np.abs(day))),
+        mae_g_per_kwh=mae,
         persistence_mae_g_per_kwh=float(np.nanmean(np.abs(naive))),
-        relative=float(np.nanmean(np.abs(day)) / np.mean(history[-test:])),
-        origins=len(held_out),
+        relative=mae / max(float(np.mean(history[-test:])), 1e-9),
+        origins=len(held_out.origins),
     )
-    return SeasonalModel(fade, low, high, error)
+    return SeasonalModel(weights, low, high, error)
 
 
-def predict(history: Array, first_hour: datetime, fade_h: float, horizon_h: int) -> Array:
-    """g/kWh of the `horizon_h` hours after the history's end."""
-    end = len(history)
-    start = max(0, end - TRAIN_WEEKS * HOURS_OF_WEEK)
-    window = history[start:]
+def predict(history: Array, first_hour: datetime, weights: Array, horizon_h: int | None = None) -> Array:
+    """g/kWh of the hours after the history's end, as many as `weights` has rows (or the first `horizon_h`)."""
+    leads = len(weights) if horizon_h is None else min(horizon_h, len(weights))
+    shape, features = _inputs(history, first_hour, len(history), leads)
+    return np.asarray(np.maximum(0.0, shape + (features * weights[:leads]).sum(axis=1)))
+
+
+def fading_weights(horizon_h: int) -> Array:
+    """Weights for a history too short to fit on: the present departure, fading with a time constant of 12 h."""
+    weights = np.zeros((horizon_h, FEATURES))
+    weights[:, 0] = np.exp(-np.arange(1, horizon_h + 1) / FADE_H)
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """`features` `[n, horizon, FEATURES]`; `target` `[n, horizon]`: departure from the shape, NaN beyond the data."""
+
+    origins: Array
+    features: Array
+    target: Array
+
+    def part(self, rows: slice) -> _Samples:
+        return _Samples(self.origins[rows], self.features[rows], self.target[rows])
+
+    def weights(self, ridge: float) -> Array:
+        found = np.zeros((self.features.shape[1], FEATURES))
+        scale = float(np.nanstd(self.target)) or 1.0
+        for lead in range(len(found)):
+            seen = np.isfinite(self.target[:, lead])
+            if seen.sum() < FEATURES:
+                found[lead] = found[lead - 1] if lead else 0.0
+                continue
+            x = self.features[seen, lead] / scale
+            y = self.target[seen, lead] / scale
+            penalty = ridge * np.eye(FEATURES)
+            found[lead] = np.linalg.solve(x.T @ x + penalty, x.T @ y)
+        return found
+
+    def errors(self, weights: Array) -> Array:
+        return np.asarray(self.target - np.einsum("nhf,hf->nh", self.features, weights))
+
+    def error(self, weights: Array) -> float:
+        return float(np.nanmean(np.abs(self.errors(weights))[:, :24]))
+
+
+def _samples(history: Array, first_hour: datetime, origins: range, horizon_h: int) -> _Samples:
+    features = np.zeros((len(origins), horizon_h, FEATURES))
+    target = np.full((len(origins), horizon_h), np.nan)
+    for row, origin in enumerate(origins):
+        shape, features[row] = _inputs(history[:origin], first_hour, origin, horizon_h)
+        actual = history[origin : origin + horizon_h]
+        target[row, : len(actual)] = actual - shape[: len(actual)]
+    return _Samples(np.array(origins, dtype=np.float64), features, target)
+
+
+def _inputs(history: Array, first_hour: datetime, end: int, horizon_h: int) -> tuple[Array, Array]:
+    """The shape of the hours ahead `[horizon]`, and the departures to carry forward `[horizon, FEATURES]`."""
+    start = max(0, end - SHAPE_H)
+    window = history[start:end]
     slots = _slots(first_hour, start, end + horizon_h)
     seen, ahead = slots[: end - start], slots[end - start :]
-    total = np.bincount(seen, weights=window, minlength=48)
     count = np.bincount(seen, minlength=48)
+    total = np.bincount(seen, weights=window, minlength=48)
     shape = np.where(count > 0, total / np.maximum(count, 1), window.mean())
-    recent = min(6, len(window))
-    weights = np.exp(-np.arange(recent)[::-1] / 2.0)
-    departure = float(np.average(window[-recent:] - shape[seen[-recent:]], weights=weights))
-    faded = departure * np.exp(-np.arange(1, horizon_h + 1) / fade_h)
-    return np.maximum(0.0, shape[ahead] + faded)
+    departure = window - shape[seen]
+    day = departure[-24:]
+    same_hour = np.resize(day, horizon_h) if len(day) == 24 else np.zeros(horizon_h)
+    features = np.empty((horizon_h, FEATURES))
+    features[:, 0] = departure[-1]
+    features[:, 1] = departure[-3:].mean()
+    features[:, 2] = day.mean()
+    features[:, 3] = same_hour
+    features[:, 4] = departure[-72:].mean()
+    return shape[ahead], features
 
 
 def _slots(first_hour: datetime, start: int, stop: int) -> NDArray[np.int64]:
@@ -99,18 +167,9 @@ def _slots(first_hour: datetime, start: int, stop: int) -> NDArray[np.int64]:
     return np.asarray(hours % 24 + 24 * (weekday >= 5), dtype=np.int64)
 
 
-def _errors(history: Array, first_hour: datetime, origins: range, horizon_h: int, fade_h: float) -> Array:
-    """Actual minus forecast, `[origins, horizon]`, NaN where the history ends before the lead time."""
+def _persistence_errors(history: Array, origins: Array, horizon_h: int) -> Array:
     errors = np.full((len(origins), horizon_h), np.nan)
-    for row, origin in enumerate(origins):
-        actual = history[origin : origin + horizon_h]
-        errors[row, : len(actual)] = actual - predict(history[:origin], first_hour, fade_h, horizon_h)[: len(actual)]
-    return errors
-
-
-def _persistence_errors(history: Array, origins: range, horizon_h: int) -> Array:
-    errors = np.full((len(origins), horizon_h), np.nan)
-    for row, origin in enumerate(origins):
+    for row, origin in enumerate(origins.astype(np.int64)):
         actual = history[origin : origin + horizon_h]
         errors[row, : len(actual)] = actual - history[origin - 1]
     return errors
@@ -134,7 +193,7 @@ def forecast_series(series: IntensitySeries, model: SeasonalModel, horizon_h: in
     hourly = contiguous_tail(series)
     values, first = hourly.values(), hourly[0].start
     last = hourly[len(hourly) - 1]
-    ahead = predict(values, first, model.fade_h, horizon_h)
+    ahead = predict(values, first, model.weights, horizon_h)
     points = []
     for lead, value in enumerate(ahead):
         start = last.end + timedelta(hours=lead)

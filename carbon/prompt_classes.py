@@ -30,6 +30,8 @@ HOLD_OUT = 5
 MIN_EXAMPLES = 40
 MIN_CALIBRATION = 20
 MAX_CALIBRATION = 2000
+# A prompt is foreign when the known share of its words is below half of what calibration prompts have at least.
+NOVELTY = 0.5
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
@@ -58,7 +60,7 @@ class PromptClassifier:
         self.threshold = 1.0
         self.novelty_limit = 0.0
         self._seen = np.zeros(FEATURES, dtype=bool)
-        self._model = SGDClassifier(loss="log_loss", alpha=1e-6, average=50, random_state=0, learning_rate="optimal")
+        self._model = SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0, learning_rate="optimal")
         self._kept: list[tuple[Array, int, float]] = []
 
     def learn(self, prompts: Sequence[str], labels: Sequence[str], passes: int = 1) -> None:
@@ -134,7 +136,7 @@ class PromptClassifier:
         self.temperature = float(np.exp(result.x))
         probabilities = softmax(scores / self.temperature, axis=1)
         self.threshold = _threshold(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, self.accuracy)
-        self.novelty_limit = float(np.quantile([share for _, _, share in self._kept], 0.01))
+        self.novelty_limit = NOVELTY * float(np.quantile([share for _, _, share in self._kept], 0.01))
 
     def save(self, path: Path) -> None:
         """Write weights and calibration as a zip of JSON and `.npy` arrays, replacing `path` in one step."""
@@ -198,8 +200,8 @@ class PromptClassifier:
         model = self._model
         # One tiny fit makes the library allocate its state; the saved state then replaces it.
         model.partial_fit(featurise(["a", "b"]), [0, len(self.classes) - 1], classes=np.arange(len(self.classes)))
-        model.coef_ = model.standard_coef_ = model.average_coef_ = arrays["coef"].astype(np.float64)
-        model.intercept_ = model.standard_intercept_ = model.average_intercept_ = arrays["intercept"]
+        model.coef_ = arrays["coef"].astype(np.float64, order="C")
+        model.intercept_ = arrays["intercept"].astype(np.float64)
         model.t_ = float(header["steps"])
         self._seen = np.unpackbits(arrays["seen"], count=FEATURES).astype(bool)
         self.examples = int(header["examples"])
@@ -211,8 +213,12 @@ class PromptClassifier:
 
 
 def _threshold(confidence: Array, correct: NDArray[np.bool_], accuracy: float) -> float:
-    """The lowest threshold at which the accepted predictions reach `accuracy`; above 1 when none does."""
+    """The lowest threshold at which the accepted predictions reach `accuracy`; above 1 when none does.
+
+    At most `accuracy` itself where all do: a calibrated probability that high is sure enough, even if every
+    calibration example happened to be surer.
+    """
     order = np.argsort(-confidence)
     running = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
     good = np.flatnonzero(running >= accuracy)
-    return float(confidence[order][good[-1]]) if good.size else 1.01
+    return min(accuracy, float(confidence[order][good[-1]])) if good.size else 1.01

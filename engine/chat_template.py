@@ -6,7 +6,8 @@ flags and helpers, in Jinja's immutable sandbox.
 **Special tokens in users' text.** A message that contains `<|im_end|>` must not end its own turn. Before rendering,
 every special token written out in a message gets a mark (a Unicode noncharacter) after its first character, and a
 message that ends in the beginning of one gets a mark at its end. So whatever special token stands unbroken in the
-rendered text was written by the template. `Tokenizer.encode_chat` parses those alone and drops the marks.
+rendered text was written by the template. `Tokenizer.encode_chat` parses those alone and drops the marks. The limit:
+a template that rewrites content (changes its case, cuts parts out of its middle) could still join one together.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 MAX_RENDERED_CHARACTERS = 1 << 24
 MAX_LOOP_RANGE = 100_000
+MAX_DEPTH = 64
 MAX_PRODUCT = 1 << 20
 MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))  # noncharacters: no text for interchange has them
 
@@ -56,8 +58,10 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self._variables = {"bos_token": bos_token, "eos_token": eos_token}
-        self._special_tokens = tuple(token for token in special_tokens if len(token) > 1)
-        self._special_pattern = special_pattern(self._special_tokens)
+        breakable = [token for token in special_tokens if len(token) > 1]
+        self._special_pattern = special_pattern(breakable)
+        self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token)))
+        self._longest_beginning = max(map(len, self._beginnings), default=0)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -88,7 +92,7 @@ class ChatTemplate:
             **self._variables,
             **_map_strings(dict(template_variables or {}), neutral),
             "messages": _map_strings(plain, neutral),
-            "tools": _map_strings([dict(tool) for tool in tools], neutral) if tools else None,
+            "tools": _map_strings(tools, neutral) if tools else None,
             "add_generation_prompt": add_generation_prompt,
             "range": _LoopBudget(MAX_LOOP_RANGE),
         }
@@ -113,7 +117,7 @@ class ChatTemplate:
         while self._special_pattern.search(text):
             text = self._special_pattern.sub(lambda found: found[0][0] + mark + found[0][1:], text)
         body = text.rstrip()
-        if any(body.endswith(token[:size]) for token in self._special_tokens for size in range(1, len(token))):
+        if any(body[-size:] in self._beginnings for size in range(1, self._longest_beginning + 1)):
             text = body + mark + text[len(body) :]
         return text
 
@@ -144,14 +148,16 @@ def _part_text(part: Any) -> str:
     raise ValueError(f"content part {kind!r} is not supported; supported: text")
 
 
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+def _map_strings(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
     """A copy of JSON-like data with every string, keys included, changed."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"messages and tools may be nested {MAX_DEPTH} levels deep")
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {_map_strings(key, change): _map_strings(entry, change) for key, entry in value.items()}
+        return {change(str(key)): _map_strings(entry, change, depth + 1) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_map_strings(entry, change) for entry in value]
+        return [_map_strings(entry, change, depth + 1) for entry in value]
     return value
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.config_reading import config_from_gguf, config_from_hf
 from engine.gguf_file import GgufFile
-from engine.model_config import ModelConfig, config_from_gguf, config_from_hf
+from engine.model_config import ModelConfig
 from engine.safetensors_folder import SafetensorsWeights
 from engine.tokenizer import Tokenizer, load_gguf_tokenizer, load_hf_tokenizer, read_json
 from engine.weights import GgufWeights, Weights

@@ -33,6 +33,7 @@ from engine.messages import (
     Ready,
     ResetPrefixCache,
     SetLimits,
+    SetPace,
     SetPaused,
     Shutdown,
     StartFailed,
@@ -83,6 +84,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._limits = SetLimits()
         self._paused = SetPaused(False)
+        self._pace = SetPace(1.0)
 
     @property
     def info(self) -> EngineInfo:
@@ -170,6 +172,11 @@ class EngineClient:
         self._paused = SetPaused(paused)
         self._send(self._paused)
 
+    def set_pace(self, factor: float) -> None:
+        """Make each step take `factor` times as long; used with a simulated device."""
+        self._pace = SetPace(factor)
+        self._send(self._pace)
+
     async def reset_prefix_cache(self) -> None:
         self._send(ResetPrefixCache())
 
@@ -224,6 +231,7 @@ class EngineClient:
             self._channel = channel
             self._send(self._limits)
             self._send(self._paused)
+            self._send(self._pace)
             ended = asyncio.create_task(process.wait())
             await asyncio.wait({ended, reader}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():

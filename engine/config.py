@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
+# A step's budget: large enough to reach the prefill rate, small enough that a chunk stalls decodes only briefly.
+CPU_MAX_NUM_BATCHED_TOKENS = 256
+CUDA_MAX_NUM_BATCHED_TOKENS = 4096
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -16,6 +19,7 @@ class EngineConfig:
     Attributes:
         model: built-in name, Hugging Face folder, GGUF file or hub id.
         model_id: the name clients use.
+        weight_format: 4-bit blocks where the file has them and the device computes them exactly, else bf16.
         max_model_len: longest prompt plus output in tokens.
         max_num_seqs: requests that may run at once.
         max_num_batched_tokens: token budget of a step.
@@ -27,7 +31,7 @@ class EngineConfig:
     model: str
     model_id: str
     device: str = "auto"
-    weight_format: WeightFormat = WeightFormat.BF16
+    weight_format: WeightFormat | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None

@@ -6,7 +6,6 @@ One class serves Llama 2/3/3.1, SmolLM2, Mistral, Qwen2 and Qwen3: what sets the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -15,33 +14,20 @@ from engine.model_config import ModelConfig
 from engine.weight_loader import LayerTensors, Progress, WeightLoader
 from engine.weights import Weights
 from kernels import ops
-from kernels.linear import Linear, WeightFormat, activation_dtype, make_linear
+from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
+from kernels.linear import activation_dtype, compute_logits, make_linear
 from kernels.metadata import AttentionMetadata
+from kernels.weight_format import WeightFormat
 
 KvCache = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One block, its linears packed."""
-
-    input_norm: torch.Tensor
-    qkv: Linear
-    output: Linear
-    mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    window: int | None
-
-
-def _pack(tensors: LayerTensors, weight_format: WeightFormat) -> _Layer:
-    return _Layer(
+def _pack(tensors: LayerTensors, weight_format: WeightFormat) -> DecoderLayer:
+    return DecoderLayer(
         input_norm=tensors.input_norm,
         qkv=make_linear(tensors.qkv, tensors.qkv_bias, weight_format),
-        output=make_linear(tensors.output, tensors.output_bias, weight_format),
-        mlp_norm=tensors.mlp_norm,
+        out=make_linear(tensors.output, tensors.output_bias, weight_format),
+        post_norm=tensors.mlp_norm,
         gate_up=make_linear(tensors.gate_up, tensors.gate_up_bias, weight_format),
         down=make_linear(tensors.down, tensors.down_bias, weight_format),
         q_norm=tensors.q_norm,
@@ -51,7 +37,10 @@ def _pack(tensors: LayerTensors, weight_format: WeightFormat) -> _Layer:
 
 
 class Decoder:
-    """Weights packed for a device, and the forward pass over packed batches, operation by operation.
+    """Weights packed for a device, and the forward pass over packed batches.
+
+    The pass stands here operation by operation; where the compiled CPU library covers the model, one call into it
+    computes the same.
 
     Args:
         weights: read once, tensor by tensor; memory peaks at the packed model and one layer.
@@ -80,10 +69,13 @@ class Decoder:
             self._final_norm = loader.final_norm()
             self._lm_head = make_linear(loader.lm_head(self._embedding), None, weight_format)
             self._cos_sin = loader.rope_table(self.max_model_len)
+        scale = config.head_dim**-0.5
+        shape = DecoderShape(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps, scale)
+        self._compiled = make_cpu_decoder(shape, self._layers, self._embedding, self._final_norm, self._cos_sin)
         # The norm that follows each layer is fused with its residual addition.
         self._following_norms = [layer.input_norm for layer in self._layers[1:]] + [self._final_norm]
         self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self._scale = config.head_dim**-0.5
+        self._scale = scale
 
     @torch.inference_mode()
     def forward(
@@ -97,6 +89,8 @@ class Decoder:
 
         Returns the normed hidden states `[T, H]`.
         """
+        if self._compiled is not None:
+            return self._compiled.forward(token_ids, metadata, kv_caches)
         eps, scale, heads, cos_sin = self.config.rms_norm_eps, self._scale, self._heads, self._cos_sin
         tokens, head_dim = token_ids.shape[0], self.config.head_dim
         residual = F.embedding(token_ids, self._embedding)
@@ -107,8 +101,8 @@ class Decoder:
                 q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
             q = ops.rope_and_write_kv(q, k, v, k_cache, v_cache, cos_sin, metadata)
             attended = ops.paged_attention(q, k_cache, v_cache, metadata, scale, layer.window)
-            attended = layer.output(attended.view(tokens, -1))
-            hidden, residual = ops.add_rms_norm(attended, residual, layer.mlp_norm, eps)
+            attended = layer.out(attended.view(tokens, -1))
+            hidden, residual = ops.add_rms_norm(attended, residual, layer.post_norm, eps)
             mixed = layer.down(ops.silu_and_mul(layer.gate_up(hidden)))
             hidden, residual = ops.add_rms_norm(mixed, residual, following_norm, eps)
         return hidden
@@ -116,7 +110,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the next token, fp32 `[R, V]`, for hidden states `[R, H]`."""
-        return self._lm_head(hidden).float()
+        return compute_logits(self._lm_head, hidden)
 
     def step_logits(
         self,

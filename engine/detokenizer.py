@@ -1,7 +1,8 @@
 """Token ids to text as they arrive: whole characters only, special tokens left out, stop strings found.
 
 Tokens become bytes and bytes become text through an incremental UTF-8 decoder, so each token costs the same however
-long the answer. Bytes that never become a character are U+FFFD, as in `str.decode(errors="replace")`.
+long the answer. Bytes that never become a character are U+FFFD, as in `str.decode(errors="replace")`. The text goes
+on from a prompt: the space a SentencePiece word begins with stays, also at the very beginning.
 """
 
 from __future__ import annotations

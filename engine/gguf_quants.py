@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, Int8Blocks
 
 CHUNK_WEIGHTS = 1 << 22  # bounds the fp32 temporaries of one conversion to some tens of MB
 
@@ -26,10 +26,15 @@ def _nibbles(raw: torch.Tensor) -> torch.Tensor:
     return torch.cat((raw & 15, raw >> 4), dim=-1)
 
 
+def _bit_fields(raw: torch.Tensor, width: int, dim: int) -> torch.Tensor:
+    """Each byte's fields of `width` bits, least significant first, along a new dimension."""
+    mask = (1 << width) - 1
+    return torch.stack([(raw >> shift) & mask for shift in range(0, 8, width)], dim)
+
+
 def _fifth_bits(raw: torch.Tensor) -> torch.Tensor:
     """Four bytes to 32 bits, least significant first."""
-    shifts = torch.arange(8, dtype=torch.uint8)
-    return ((raw.unsqueeze(-1) >> shifts) & 1).flatten(-2)
+    return _bit_fields(raw, 1, -1).flatten(-2)
 
 
 def _q4_0(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -83,21 +88,17 @@ def _q8_0(raw: torch.Tensor) -> torch.Tensor:
 
 def _q5_k(raw: torch.Tensor) -> torch.Tensor:
     scales, minimums = _k_scales(raw[:, 4:16])
-    shifts = torch.arange(8, dtype=torch.uint8).view(8, 1)
-    fifth = (raw[:, 16:48].unsqueeze(1) >> shifts) & 1
-    codes = _nibbles(raw[:, 48:].view(-1, 4, 32)).view(-1, 8, 32) | (fifth << 4)
+    codes = _nibbles(raw[:, 48:].view(-1, 4, 32)).view(-1, 8, 32) | (_bit_fields(raw[:, 16:48], 1, 1) << 4)
     scales, minimums = _f16(raw[:, :2]) * scales, _f16(raw[:, 2:4]) * minimums
-    return (codes.float() * scales.unsqueeze(-1) - minimums.unsqueeze(-1)).flatten(1)
+    return codes.float().mul_(scales.unsqueeze(-1)).sub_(minimums.unsqueeze(-1)).flatten(1)
 
 
 def _q6_k(raw: torch.Tensor) -> torch.Tensor:
     """Two halves of 128 weights; low four bits in nibbles of 64 bytes, high two bits in 32 bytes, int8 scales of 16."""
     low = _nibbles(raw[:, :128].view(-1, 2, 64)).view(-1, 2, 4, 32)
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8).view(4, 1)
-    high = (raw[:, 128:192].view(-1, 2, 1, 32) >> shifts) & 3
-    codes = (low | (high << 4)).float() - 32
+    codes = (low | (_bit_fields(raw[:, 128:192].view(-1, 2, 32), 2, 2) << 4)).float().sub_(32)
     scales = raw[:, 192:208].contiguous().view(torch.int8).float() * _f16(raw[:, 208:210])
-    return (codes.view(-1, 16, 16) * scales.unsqueeze(-1)).flatten(1)
+    return codes.view(-1, 16, 16).mul_(scales.unsqueeze(-1)).flatten(1)
 
 
 _UNPACK_INT4 = {
@@ -133,6 +134,18 @@ def dequantize(raw: torch.Tensor, kind: GGMLQuantizationType, dtype: torch.dtype
         blocks = raw[start : start + step].reshape(-1, block_bytes)
         out[start : start + step] = _DEQUANTIZE[kind](blocks).view(-1, columns)
     return out
+
+
+def quantized_blocks(raw: torch.Tensor, kind: GGMLQuantizationType) -> Int4Blocks | Int8Blocks | None:
+    """Raw rows `[N, bytes of a row]` as 4-bit or 8-bit blocks of 32 columns, exactly; None when the format has none."""
+    return int8_blocks(raw) if kind is GGMLQuantizationType.Q8_0 else int4_blocks(raw, kind)
+
+
+def int8_blocks(raw: torch.Tensor) -> Int8Blocks:
+    """Rows of Q8_0, `[N, bytes of a row]`: a half-precision scale, then 32 signed codes."""
+    blocks = raw.reshape(raw.shape[0], -1, GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][1])
+    scales = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1).float()
+    return Int8Blocks(blocks[..., 2:].contiguous().view(torch.int8).view(raw.shape[0], -1), scales)
 
 
 def int4_blocks(raw: torch.Tensor, kind: GGMLQuantizationType) -> Int4Blocks | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 
@@ -10,31 +9,10 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 
-from engine.request import Guide, GuideKind
+from engine.guides import grammar_of
+from engine.request import Guide
 
 MAX_CACHED_GUIDES = 128
-# One space after separators and none elsewhere: a small model cannot wander off into white space.
-_JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-
-
-def _grammar(guide: Guide) -> str:
-    if guide.kind is GuideKind.REGEX:
-        return str(LLMatcher.grammar_from_regex(guide.text))
-    schema = '{"type": "object"}' if guide.kind is GuideKind.JSON_OBJECT else guide.text
-    try:
-        parsed = json.loads(schema)
-    except ValueError as error:
-        raise ValueError(f"the JSON schema is not JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"the JSON schema must be an object, got {type(parsed).__name__}")
-    return str(LLMatcher.grammar_from_json_schema(parsed, _JSON_STYLE))
-
-
-def validate_guide(guide: Guide) -> None:
-    """Raise `ValueError` with llguidance's reason when the schema or expression cannot be compiled."""
-    failed, messages = LLMatcher.validate_grammar_with_warnings(_grammar(guide))
-    if failed:
-        raise ValueError(" ".join(messages))
 
 
 class GuideMatcher:
@@ -82,7 +60,7 @@ class GuideCompiler:
         with self._lock:
             matcher = self._pristine.get(guide)
             if matcher is None:
-                matcher = LLMatcher(self._llguidance_tokenizer(), _grammar(guide), log_level=0)
+                matcher = LLMatcher(self._llguidance_tokenizer(), grammar_of(guide), log_level=0)
                 if matcher.is_error():
                     raise ValueError(matcher.get_error())
                 self._pristine[guide] = matcher

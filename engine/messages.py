@@ -39,6 +39,12 @@ class SetPaused(msgspec.Struct, tag=True, frozen=True):
     paused: bool
 
 
+class SetPace(msgspec.Struct, tag=True, frozen=True):
+    """Steps are to take `factor` times as long: a simulated device runs at a lower clock."""
+
+    factor: float
+
+
 class ResetPrefixCache(msgspec.Struct, tag=True, frozen=True):
     pass
 
@@ -47,7 +53,7 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
     pass
 
 
-ToEngine = Submit | Abort | SetLimits | SetPaused | ResetPrefixCache | Shutdown
+ToEngine = Submit | Abort | SetLimits | SetPaused | SetPace | ResetPrefixCache | Shutdown
 
 
 class Loading(msgspec.Struct, tag=True, frozen=True):

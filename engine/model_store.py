@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from engine.builtin_model import (
     pull_builtin,
     stored_path,
 )
+from engine.checkpoint import open_checkpoint
 
 CACHE_VARIABLE = "GRIDSERVE_CACHE"
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
@@ -79,12 +81,12 @@ def _pull_from_hub(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
-    def snapshot(local_files_only: bool) -> Path:
+    def snapshot(files: Sequence[str], local_files_only: bool) -> Path:
         # Files in sub-folders are other formats of the same weights.
         folder = huggingface_hub.snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=list(HUB_FILES),
+            allow_patterns=list(files),
             ignore_patterns=["*/*"],
             local_files_only=local_files_only,
         )
@@ -93,7 +95,9 @@ def _pull_from_hub(repository: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return snapshot(local_files_only=False)
+        # Whether the model is supported is known before gigabytes are fetched.
+        open_checkpoint(snapshot(("config.json",), local_files_only=False))
+        return snapshot(HUB_FILES, local_files_only=False)
     except RepositoryNotFoundError as error:
         raise ModelUnavailableError(
             f"the hub has no model {repository} that you may read; check the name, or log in with `hf auth login`"
@@ -101,7 +105,7 @@ def _pull_from_hub(repository: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = _first_line(error)
     try:
-        return snapshot(local_files_only=True)
+        return snapshot(HUB_FILES, local_files_only=True)
     except LocalEntryNotFoundError as error:
         raise ModelUnavailableError(
             f"cannot fetch {repository} from the Hugging Face hub and it is not in the cache ({reason}). Without a "

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.tokenizer import read_json
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, Int8Blocks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -43,7 +43,7 @@ class SafetensorsWeights:
         tensor: torch.Tensor = self._owner[name].get_tensor(name)
         return tensor.to(dtype)
 
-    def int4(self, name: str) -> Int4Blocks | None:
+    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
         return None
 
     def _entry(self, name: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 from engine.batch import SampledTokens, TokenLogprobs
 from engine.guided import GuideCompiler, GuideMatcher
 from engine.request import Request
+from kernels.ops import greedy_argmax
 
 # Enough of the sorted head to find a top-p threshold in nearly every row; the whole row is sorted otherwise.
 _TOP_P_HEAD = 1024
@@ -148,9 +149,9 @@ class Sampler:
             if not params.greedy:
                 random_rows.append(index)
 
-        best = torch.max(logits, dim=-1)
-        tokens: list[int] = [int(token) for token in best.indices.tolist()]
-        for index, value in enumerate(best.values.tolist()):
+        best = greedy_argmax(logits)
+        tokens: list[int] = [int(token) for token in best.tolist()]
+        for index, value in enumerate(logits.gather(1, best.unsqueeze(1)).squeeze(1).tolist()):
             if value == -torch.inf or value != value:
                 errors.setdefault(index, "no token is possible: logit_bias, min_tokens and the guide exclude them all")
         random_rows = [index for index in random_rows if index not in errors]

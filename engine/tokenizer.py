@@ -2,13 +2,13 @@
 
 Text that users write must not turn into special tokens: `encode` treats `<|im_end|>` in a prompt as those ten
 characters unless asked otherwise, and `encode_chat` parses special tokens only where the chat template wrote them.
+Added tokens that the model does not call special (`<think>`, `<tool_call>`) are recognised in any text.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class Tokenizer:
     ) -> None:
         self.eos_token_ids = frozenset(eos_token_ids)
         self._backend = backend
-        self._bytes_of = bytes_of_token(backend)
+        # The same tokenizer with special tokens encoded as ordinary text.
+        self._literal = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._literal.encode_special_tokens = True
         added = backend.get_added_tokens_decoder()
-        self._added = {number: token.content for number, token in added.items()}
+        self._vocabulary_bytes = _vocabulary_bytes(backend, {number: token.content for number, token in added.items()})
         self.special_token_ids = frozenset(number for number, token in added.items() if token.special)
-        self._special_ids = {self._added[number]: number for number in sorted(self.special_token_ids)}
+        self._special_ids = {added[number].content: number for number in sorted(self.special_token_ids)}
         self._special_pattern = special_pattern(self._special_ids)
         self.chat_template = (
             None if chat_template is None else ChatTemplate(chat_template, bos_token, eos_token, self._special_ids)
@@ -109,20 +111,14 @@ class Tokenizer:
         if any(not 0 <= number < 1 << 32 for number in token_ids):
             raise ValueError("token ids must be whole numbers from 0")
 
-    @functools.cached_property
-    def _literal(self) -> tokenizers.Tokenizer:
-        """The same tokenizer with special tokens encoded as ordinary text."""
-        literal = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        literal.encode_special_tokens = True
-        return literal
 
-    @functools.cached_property
-    def _vocabulary_bytes(self) -> tuple[bytes, ...]:
-        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        table = [b""] * (max(vocabulary.values()) + 1)
-        for text, number in vocabulary.items():
-            table[number] = text.encode() if number in self._added else self._bytes_of(text)
-        return tuple(table)
+def _vocabulary_bytes(backend: tokenizers.Tokenizer, added: Mapping[int, str]) -> tuple[bytes, ...]:
+    bytes_of = bytes_of_token(backend)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for text, number in vocabulary.items():
+        table[number] = text.encode() if number in added else bytes_of(text)
+    return tuple(table)
 
 
 def load_gguf_tokenizer(file: GgufFile) -> Tokenizer:

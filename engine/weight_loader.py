@@ -10,7 +10,8 @@ import torch
 from engine.model_config import ModelConfig
 from engine.rope import inverse_frequencies, rope_table
 from engine.weights import ROPE_FACTORS, Weights
-from kernels.linear import Int4Blocks, Weight, WeightFormat, activation_dtype
+from kernels.linear import Int4Blocks, Int8Blocks, Weight, activation_dtype
+from kernels.weight_format import WeightFormat
 
 Progress = Callable[[int, int], None]
 
@@ -35,7 +36,7 @@ class LayerTensors:
 
 
 class WeightLoader:
-    """Reads each weight once, onto the device, in the dtype of the activations or as 4-bit blocks.
+    """Reads each weight once, onto the device, in the dtype of the activations or in its stored blocks.
 
     `progress` is called with (bytes read, bytes in all). Raises `ValueError` for an absent weight or a wrong shape.
     """
@@ -92,19 +93,20 @@ class WeightLoader:
         config = self._config
         if not config.tie_word_embeddings:
             return self._linear({"lm_head": config.vocab_size}, config.hidden_size)
-        blocks = self._weights.int4("model.embed_tokens.weight") if self._format is WeightFormat.INT4 else None
+        blocks = self._weights.blocks("model.embed_tokens.weight") if self._format is WeightFormat.INT4 else None
         return embedding if blocks is None else self._move(blocks)
 
     def rope_table(self, max_model_len: int) -> torch.Tensor:
-        """Cosines and sines, `[max_model_len, D]` fp32."""
+        """Cosines and sines, `[max_model_len, D]` fp32. The last of the weights: reports that all is read."""
         weights = self._weights
+        self._report(weights.total_bytes)
         factors = weights.dense(ROPE_FACTORS, torch.float32) if ROPE_FACTORS in weights else None
         return rope_table(inverse_frequencies(self._config, factors), max_model_len).to(self._device)
 
     def _linear(self, modules: dict[str, int], columns: int) -> Weight:
         """Modules (name to rows) stacked by rows."""
         if self._format is WeightFormat.INT4:
-            blocks = self._int4(modules, columns)
+            blocks = self._blocks(modules, columns)
             if blocks is not None:
                 return blocks
         parts = [self._tensor(f"{name}.weight", rows, columns) for name, rows in modules.items()]
@@ -118,27 +120,35 @@ class WeightLoader:
         self._check(name, tuple(tensor.shape), shape)
         return tensor.to(self._device)
 
-    def _int4(self, modules: dict[str, int], columns: int) -> Int4Blocks | None:
-        """None when one of the modules is not stored in 4-bit blocks."""
-        parts = []
-        for name, rows in modules.items():
-            blocks = self._weights.int4(f"{name}.weight")
-            if blocks is None:
+    def _blocks(self, modules: dict[str, int], columns: int) -> Int4Blocks | Int8Blocks | None:
+        """None when the modules are not all stored in blocks of one kind."""
+        parts: list[Int4Blocks | Int8Blocks] = []
+        for name in modules:
+            blocks = self._weights.blocks(f"{name}.weight")
+            if blocks is None or (parts and type(blocks) is not type(parts[0])):
                 return None
-            self._check(f"{name}.weight", blocks.shape, (rows, columns))
             parts.append(blocks)
-        codes, scales, minimums = (
-            torch.cat([getattr(part, field) for part in parts]) for field in ("codes", "scales", "minimums")
-        )
+        for part, (name, rows) in zip(parts, modules.items()):
+            self._check(f"{name}.weight", part.shape, (rows, columns))
+        codes, scales = (torch.cat([getattr(part, field) for part in parts]) for field in ("codes", "scales"))
+        if isinstance(parts[0], Int8Blocks):
+            return self._move(Int8Blocks(codes, scales, parts[0].block))
+        minimums = torch.cat([part.minimums for part in parts if isinstance(part, Int4Blocks)])
         return self._move(Int4Blocks(codes, scales, minimums, parts[0].block))
 
-    def _move(self, blocks: Int4Blocks) -> Int4Blocks:
-        device = self._device
-        return Int4Blocks(blocks.codes.to(device), blocks.scales.to(device), blocks.minimums.to(device), blocks.block)
+    def _move(self, blocks: Int4Blocks | Int8Blocks) -> Int4Blocks | Int8Blocks:
+        codes, scales = blocks.codes.to(self._device), blocks.scales.to(self._device)
+        if isinstance(blocks, Int8Blocks):
+            return Int8Blocks(codes, scales, blocks.block)
+        return Int4Blocks(codes, scales, blocks.minimums.to(self._device), blocks.block)
 
     def _check(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
             raise ValueError(f"weight {name} has shape {found}, the model's configuration expects {expected}")
         self._done_bytes += self._weights.nbytes(name)
+        self._report(self._done_bytes)
+
+    def _report(self, done_bytes: int) -> None:
         if self._progress is not None:
-            self._progress(min(self._done_bytes, self._weights.total_bytes), self._weights.total_bytes)
+            total_bytes = self._weights.total_bytes
+            self._progress(min(done_bytes, total_bytes), total_bytes)

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 
 from engine.gguf_file import GgufFile, GgufTensor
-from engine.gguf_quants import dequantize, int4_blocks
+from engine.gguf_quants import dequantize, quantized_blocks
 from engine.model_config import ModelConfig
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, Int8Blocks
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -38,8 +38,8 @@ class Weights(Protocol):
         """The weight in the shape of the model, on the CPU."""
         ...
 
-    def int4(self, name: str) -> Int4Blocks | None:
-        """The weight as 4-bit blocks, without loss; None when it is not stored so."""
+    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
+        """The weight as 4-bit or 8-bit blocks, without loss; None when it is not stored so."""
         ...
 
 
@@ -64,7 +64,7 @@ class TensorWeights:
             raise ValueError(f"the model has no weight {name}")
         return self.tensors[name].to(dtype)
 
-    def int4(self, name: str) -> Int4Blocks | None:
+    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
         return None
 
 
@@ -117,15 +117,15 @@ class GgufWeights:
         weight = dequantize(self._file.raw(tensor), tensor.type, dtype)
         return self._restore_rows(name, weight.view(tensor.shape))
 
-    def int4(self, name: str) -> Int4Blocks | None:
+    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
         tensor = self._tensor(name)
-        blocks = int4_blocks(self._file.raw(tensor), tensor.type)
+        blocks = quantized_blocks(self._file.raw(tensor), tensor.type)
         if blocks is None:
             return None
-        codes, scales, minimums = (
-            self._restore_rows(name, part) for part in (blocks.codes, blocks.scales, blocks.minimums)
-        )
-        return Int4Blocks(codes, scales, minimums, blocks.block)
+        codes, scales = self._restore_rows(name, blocks.codes), self._restore_rows(name, blocks.scales)
+        if isinstance(blocks, Int8Blocks):
+            return Int8Blocks(codes, scales, blocks.block)
+        return Int4Blocks(codes, scales, self._restore_rows(name, blocks.minimums), blocks.block)
 
     def _tensor(self, name: str) -> GgufTensor:
         tensor = self._file.tensors.get(gguf_name(name))

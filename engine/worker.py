@@ -16,6 +16,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -23,7 +24,6 @@ import zmq
 from engine.client_protocol import EngineStats
 from engine.config import EngineConfig
 from engine.engine import Engine, StepOutcome
-from engine.guided import GuideCompiler
 from engine.messages import (
     Abort,
     Delta,
@@ -32,6 +32,7 @@ from engine.messages import (
     Ready,
     ResetPrefixCache,
     SetLimits,
+    SetPace,
     SetPaused,
     Shutdown,
     StartFailed,
@@ -41,8 +42,13 @@ from engine.messages import (
     encoder,
     to_engine_decoder,
 )
-from engine.model_runner import ModelRunner
 from engine.request import FinishReason, Request
+from kernels.threads import configure_environment
+
+if TYPE_CHECKING:
+    from engine.guided import GuideCompiler
+    from engine.model_runner import ModelRunner
+    from engine.pace import PacedExecutor
 
 logger = logging.getLogger("gridserve.engine")
 
@@ -58,12 +64,14 @@ class Worker:
         self,
         channel: zmq.Socket[bytes],
         engine: Engine,
+        executor: PacedExecutor,
         runner: ModelRunner,
         compiler: GuideCompiler,
         eos_token_ids: frozenset[int],
     ) -> None:
         self._channel = channel
         self._engine = engine
+        self._executor = executor
         self._runner = runner
         self._compiler = compiler
         self._eos_token_ids = eos_token_ids
@@ -122,6 +130,8 @@ class Worker:
                 self._engine.scheduler.set_max_running(max_running)
             case SetPaused(paused=paused):
                 self._engine.scheduler.pause() if paused else self._engine.scheduler.resume()
+            case SetPace(factor=factor):
+                self._executor.factor = factor
             case ResetPrefixCache():
                 self._engine.scheduler.reset_prefix_cache()
             case Shutdown():
@@ -240,6 +250,7 @@ def main(argv: list[str]) -> int:
 
         # Heavy imports come after the socket, so that the front end sees progress from the start.
         report("starting")
+        configure_environment()
         from engine.build import build_engine
 
         try:
@@ -247,7 +258,7 @@ def main(argv: list[str]) -> int:
         except (ValueError, OSError, MemoryError) as error:
             channel.send(encoder.encode(StartFailed(str(error) or type(error).__name__)))
             return 1
-        worker = Worker(channel, built.engine, built.runner, built.guide_compiler, built.eos_token_ids)
+        worker = Worker(channel, built.engine, built.executor, built.runner, built.guide_compiler, built.eos_token_ids)
 
         def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
             worker.stop()

@@ -3,29 +3,21 @@
 On a CPU, in order of preference:
 
 - `BF16`: the compiled kernels (`kernels.cpu`), else oneDNN's prepacked weights, else `F.linear`;
-- `INT4`: the compiled kernels, which expand the 4-bit codes to exactly the bf16 weights of `BF16` and so give the
-  same bits; else as `BF16`;
+- `INT4`: the compiled kernels, which expand the codes of 4-bit and 8-bit blocks to exactly the bf16 weights of `BF16`
+  and so give the same bits; a dense weight, or where they cannot, as `BF16`;
 - `FP32`: `F.linear`.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
-from kernels.cpu.packing import pack_bf16, pack_int4
-
-
-class WeightFormat(enum.StrEnum):
-    """How weights are held: `FP32` is the reference; `BF16` the default; `INT4` keeps 4-bit blocks where it can."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    INT4 = "int4"
+from kernels.cpu.packing import PackedLinear, pack_bf16, pack_int4, pack_int8
+from kernels.weight_format import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,30 @@ class Int4Blocks:
         return blocks.mul_(self.scales.unsqueeze(-1)).add_(self.minimums.unsqueeze(-1)).view(self.shape)
 
 
-Weight = torch.Tensor | Int4Blocks
+@dataclass(frozen=True, slots=True)
+class Int8Blocks:
+    """A weight `[N, K]` in blocks of `block` input columns: `w = scale * code`, code -128..127.
+
+    Attributes:
+        codes: `[N, K]` int8.
+        scales: `[N, K // block]` fp32.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    block: int = 32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight as fp32 `[N, K]`."""
+        blocks = self.codes.float().view(self.shape[0], -1, self.block)
+        return blocks.mul_(self.scales.unsqueeze(-1)).view(self.shape)
+
+
+Weight = torch.Tensor | Int4Blocks | Int8Blocks
 
 
 class Linear(Protocol):
@@ -108,13 +123,12 @@ def activation_dtype(weight_format: WeightFormat) -> torch.dtype:
 
 
 def make_linear(weight: Weight, bias: torch.Tensor | None, weight_format: WeightFormat) -> Linear:
-    """Pack `weight` (`[N, K]`, dense or 4-bit blocks) for its device; activations are `activation_dtype(format)`."""
-    if weight_format is WeightFormat.INT4 and isinstance(weight, Int4Blocks):
-        packed = pack_int4(weight.codes, weight.scales, weight.minimums, weight.block, bias)
-        if packed is not None:
-            return packed
+    """Pack `weight` (`[N, K]`, dense or blocks) for its device; activations are `activation_dtype(format)`."""
     dtype = activation_dtype(weight_format)
-    dense = (weight.dequantize() if isinstance(weight, Int4Blocks) else weight).to(dtype)
+    packed = _pack_blocks(weight, bias) if weight_format is WeightFormat.INT4 else None
+    if packed is not None:
+        return packed
+    dense = (weight if isinstance(weight, torch.Tensor) else weight.dequantize()).to(dtype)
     if dtype is torch.bfloat16 and dense.device.type == "cpu":
         packed = pack_bf16(dense, bias)
         if packed is not None:
@@ -126,3 +140,19 @@ def make_linear(weight: Weight, bias: torch.Tensor | None, weight_format: Weight
         except (RuntimeError, NotImplementedError):
             return DenseLinear(dense, bias)
     return DenseLinear(dense, bias)
+
+
+def compute_logits(lm_head: Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """fp32 logits `[R, vocab]` of hidden states `[R, H]`; a packed head's sums stay fp32 instead of passing bf16."""
+    if isinstance(lm_head, PackedLinear):
+        return lm_head(hidden, torch.float32)
+    return lm_head(hidden).float()
+
+
+def _pack_blocks(weight: Weight, bias: torch.Tensor | None) -> PackedLinear | None:
+    match weight:
+        case Int4Blocks():
+            return pack_int4(weight.codes, weight.scales, weight.minimums, weight.block, bias)
+        case Int8Blocks():
+            return pack_int8(weight.codes, weight.scales, weight.block, bias)
+    return None

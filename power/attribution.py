@@ -1,7 +1,7 @@
 """Joules of each request, from a device's energy counter and the work of the engine's steps.
 
 The rule, for each interval between two movements of the counter:
-1. the counter's delta is spread over the interval by the instant power samples;
+1. the counter's delta is spread over the interval by the instant power samples (see `power.spread`);
 2. of each step's energy the idle share (idle power times its duration) is taken out;
 3. the rest is dynamic and goes to the requests of the step by modelled work (`power.work`), prefill and decode apart;
 4. idle energy is split equally among the requests resident at each moment; with none resident it is `idle`;
@@ -19,27 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from power.accounts import Account, request_energy
 from power.books import Books, EnergySample, Meter, RequestEnergy
 from power.idle import IdleBaseline
-from power.quantities import Method, Source, root_sum_square, weakest
-from power.spread import Interval, Spread, integral
+from power.spread import Interval, Piece, integral, spread
 from power.work import Share, WorkModel
 
 PATIENCE_S = 30.0
 GAP_S = 1.0
 STUCK_S = 5.0
-
-
-@dataclass(slots=True)
-class _Account:
-    admitted_s: float
-    retired_s: float | None = None
-    prefill_j: float = 0.0
-    decode_j: float = 0.0
-    idle_j: float = 0.0
-    estimated: bool = False
-    gap: bool = False
-    foreign: bool = False
+LEARNING = 0.2
+HORIZON_S = 120.0
+"""Without any sample for so long, steps are dropped and finished requests given out unsettled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +42,20 @@ class _Step:
 
 
 class Attributor:
-    """Feed `on_sample`, `on_step`, `admit` and `retire` as they happen; take finished requests from `settled()`."""
+    """`model_scale`: joules for each of the work model's where its GPU is the one measured (1.0), else unknown until
+    the counter has told.
 
-    def __init__(self, meter: Meter, work_model: WorkModel, idle: IdleBaseline) -> None:
+    Feed `on_sample`, `on_step`, `admit` and `retire` as they happen; take finished requests from `settled()`."""
+
+    def __init__(
+        self, meter: Meter, work_model: WorkModel, idle: IdleBaseline, *, model_scale: float | None = None
+    ) -> None:
         self.meter = meter
         self.books = Books()
         self.idle = idle
         self._work_model = work_model
-        self._accounts: dict[str, _Account] = {}
+        self._model_scale = model_scale
+        self._accounts: dict[str, Account] = {}
         self._steps: deque[_Step] = deque()
         self._intervals: deque[Interval] = deque()
         self._done: list[RequestEnergy] = []
@@ -72,7 +69,7 @@ class Attributor:
 
     def admit(self, request_id: str, time_s: float) -> None:
         """From now on the request is resident: idle energy is shared with it."""
-        self._accounts.setdefault(request_id, _Account(time_s))
+        self._accounts.setdefault(request_id, Account(time_s))
 
     def on_step(self, started_s: float, ended_s: float, work: Sequence[Share]) -> None:
         """One step and whose work it held. Unknown requests are admitted at its start."""
@@ -80,7 +77,7 @@ class Attributor:
         weights = self._work_model.weights(work)
         for request_id, _, _ in weights:
             if request_id not in accounts:
-                accounts[request_id] = _Account(started_s)
+                accounts[request_id] = Account(started_s)
         if started_s - self._stepped_until_s < self.meter.window_s:
             started_s = self._stepped_until_s
         total = 0.0
@@ -89,6 +86,8 @@ class Attributor:
         self._steps.append(_Step(started_s, ended_s, weights, total))
         self._stepped_until_s = max(self._stepped_until_s, ended_s)
         self._last_step_end_s = ended_s
+        if self._steps[0].ended_s < ended_s - HORIZON_S:
+            self._give_up(ended_s - HORIZON_S)
         self._settle()
 
     def retire(self, request_id: str, time_s: float) -> None:
@@ -129,20 +128,18 @@ class Attributor:
         return done
 
     def request_energy(self, request_id: str, now_s: float) -> RequestEnergy | None:
-        """The figure of a request as known now, its unsettled tail priced at measured power; `None` if unknown."""
+        """The figure of a request as known now, its unsettled tail estimated; `None` if unknown."""
         account = self._accounts.get(request_id)
         if account is None:
             return None
-        tail = _Account(account.admitted_s, account.retired_s)
-        pending = list(self._intervals)
-        frontier = pending[-1].end_s if pending else max(self._settled_until_s, account.admitted_s)
-        last_power = self._sample.power_w if self._sample is not None else None
-        if now_s > frontier and last_power is not None:
-            joules = last_power * (now_s - frontier)
-            pending.append(Interval(frontier, now_s, joules, [now_s], [last_power]))
-        for interval in pending:
+        tail = Account(account.admitted_s, account.retired_s)
+        for interval in self._intervals:
             self._divide(interval, {request_id: tail}, None)
-        whole = _Account(
+        settled_s = self._intervals[-1].end_s if self._intervals else self._settled_until_s
+        frontier = max(settled_s, account.admitted_s)
+        if now_s > frontier:
+            self._price(frontier, now_s, request_id, tail)
+        whole = Account(
             account.admitted_s,
             account.retired_s,
             account.prefill_j + tail.prefill_j,
@@ -152,7 +149,7 @@ class Attributor:
             account.gap,
             account.foreign,
         )
-        return self._result(request_id, whole, account.retired_s or now_s, settled=False)
+        return self._give(request_id, whole, account.retired_s or now_s, settled=False)
 
     @property
     def resident_requests(self) -> int:
@@ -176,6 +173,7 @@ class Attributor:
             return
         delta = sample.energy_j - counter.energy_j
         if delta > 0:
+            self._align(current, sample)
             credit = min(self._advance_credit_j, delta)
             self._advance_credit_j -= credit
             self._finish_interval(sample, delta - credit, estimated=False)
@@ -190,12 +188,23 @@ class Attributor:
             self._advance_credit_j += integrated_j
             self._finish_interval(sample, integrated_j, estimated=True)
 
+    def _align(self, current: Interval, sample: EnergySample) -> None:
+        """The counter moved somewhere between the last two looks: halfway is right on average. With looks further
+        apart than its updates there is nothing to gain."""
+        before = current.times[-2] if len(current.times) > 1 else current.start_s
+        if sample.time_s - before < self.meter.update_s:
+            current.times[-1] = (before + sample.time_s) / 2
+
     def _finish_interval(self, sample: EnergySample, joules: float, *, estimated: bool) -> None:
         current = self._open
         assert current is not None
-        current.end_s, current.joules, current.estimated = sample.time_s, joules, estimated
+        end = current.times[-1]
+        current.end_s, current.joules, current.estimated = end, joules, estimated
         self._intervals.append(current)
-        self._open = Interval(sample.time_s, sample.time_s, 0.0)
+        self._open = Interval(end, end, 0.0)
+        if end < sample.time_s:
+            self._open.times.append(sample.time_s)
+            self._open.powers.append(current.powers[-1])
 
     def _watch_idle(self, sample: EnergySample) -> None:
         if self._accounts or sample.power_w is None:
@@ -236,25 +245,50 @@ class Attributor:
         for request_id in done:
             account = self._accounts.pop(request_id)
             assert account.retired_s is not None
-            self._done.append(self._result(request_id, account, account.retired_s, settled=True))
+            self._done.append(self._give(request_id, account, account.retired_s, settled=True))
 
-    def _divide(self, interval: Interval, accounts: dict[str, _Account], books: Books | None) -> None:
+    def _price(self, start: float, end: float, request_id: str, tail: Account) -> None:
+        """Estimate a stretch no counter has covered: by the work model, scaled to what the counter last said of it;
+        before that is known, by the last measured power."""
+        power = self._sample.power_w if self._sample is not None else None
+        if self._model_scale is None:
+            if power is not None:
+                joules = power * (end - start)
+                self._divide(Interval(start, end, joules, [end], [power]), {request_id: tail}, None)
+            return
+        for step in self._steps:
+            share = min(step.ended_s, end) - max(step.started_s, start)
+            if share <= 0.0 or step.ended_s <= step.started_s:
+                continue
+            scale = self._model_scale * share / (step.ended_s - step.started_s)
+            for name, prefill, decode in step.weights:
+                if name == request_id:
+                    tail.prefill_j += prefill * scale
+                    tail.decode_j += decode * scale
+        idle_j = (self.idle.power_w or 0.0) * (end - start)
+        self._share_idle(Interval(start, end, idle_j), idle_j, {request_id: tail})
+
+    def _give_up(self, before_s: float) -> None:
+        """The sensor has been silent: do not gather steps for ever."""
+        while self._steps and self._steps[0].ended_s < before_s:
+            self._steps.popleft()
+            self.books.dropped_steps += 1
+        for request_id, account in list(self._accounts.items()):
+            if account.retired_s is not None and account.retired_s < before_s:
+                del self._accounts[request_id]
+                account.gap = True
+                self._done.append(self._give(request_id, account, account.retired_s, settled=False))
+
+    def _divide(self, interval: Interval, accounts: dict[str, Account], books: Books | None) -> None:
         """Hand an interval's joules to `accounts`; totals go to `books`. With a partial `accounts` (a preview of
         one request) the others' parts are worked out and dropped."""
         start, end, joules = interval.start_s, interval.end_s, interval.joules
-        spread = Spread(interval)
         idle_power = self.idle.power_w or 0.0
-        idle_j = prefill_j = decode_j = stepped = ownerless = 0.0
-        covered = start
-        for step in self._steps:
-            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
-            if step.started_s >= end:
-                break
-            if stop <= begin:
-                continue
-            covered = stop
-            energy = spread.joules(begin, stop)
-            idle = min(energy, idle_power * (stop - begin))
+        steps, pieces = self._pieces(start, end, idle_power)
+        idle_j = prefill_j = decode_j = stepped = ownerless = weighed = modelled = 0.0
+        for step, piece, energy in zip(steps, pieces, spread(interval, pieces), strict=True):
+            seconds = piece.end_s - piece.start_s
+            idle = min(energy, idle_power * seconds)
             stepped += energy
             dynamic = energy - idle
             idle_j += idle
@@ -262,6 +296,8 @@ class Attributor:
                 ownerless += dynamic
                 continue
             unit = dynamic / step.total
+            weighed += dynamic
+            modelled += step.total * seconds / (step.ended_s - step.started_s)
             for request_id, prefill, decode in step.weights:
                 account = accounts.get(request_id)
                 if account is None:
@@ -272,32 +308,49 @@ class Attributor:
                     prefill_j += prefill * unit
                 account.decode_j += decode * unit
                 decode_j += decode * unit
-        step_time = self._stepped_time(start, end)
+        step_time = sum(piece.end_s - piece.start_s for piece in pieces)
         outside = joules - stepped
         outside_idle = min(max(outside, 0.0), idle_power * max(0.0, end - start - step_time))
         idle_j += outside_idle
         shared = self._share_idle(interval, idle_j, accounts)
         if books is not None:
+            self._learn(weighed, modelled)
             books.prefill_j += prefill_j
             books.decode_j += decode_j
             books.request_idle_j += shared
             books.idle_j += idle_j - shared
             books.unattributed_j += outside - outside_idle + ownerless
 
-    def _stepped_time(self, start: float, end: float) -> float:
-        total, covered = 0.0, start
-        for step in self._steps:
-            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
-            if stop > begin:
-                total += stop - begin
-                covered = stop
-        return total
+    def _learn(self, joules: float, modelled: float) -> None:
+        """How many real joules one of the work model's is worth."""
+        if modelled <= 0.0 or joules <= 0.0:
+            return
+        scale = joules / modelled
+        before = self._model_scale if self._model_scale is not None else scale
+        self._model_scale = before + LEARNING * (scale - before)
 
-    def _share_idle(self, interval: Interval, idle_j: float, accounts: dict[str, _Account]) -> float:
+    def _pieces(self, start: float, end: float, idle_w: float) -> tuple[list[_Step], list[Piece]]:
+        """The steps within an interval, cut to it and free of overlap, with the power expected of each."""
+        steps, pieces, covered = [], [], start
+        scale = self._model_scale
+        for step in self._steps:
+            if step.started_s >= end:
+                break
+            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
+            if stop <= begin:
+                continue
+            covered = stop
+            known = scale is not None and step.total > 0.0
+            expected = idle_w + (scale or 0.0) * step.total / (step.ended_s - step.started_s) if known else 1.0
+            steps.append(step)
+            pieces.append(Piece(begin, stop, expected))
+        return steps, pieces
+
+    def _share_idle(self, interval: Interval, idle_j: float, accounts: dict[str, Account]) -> float:
         """Split idle joules over the interval's residents, piece by piece between arrivals and departures."""
         start, end = interval.start_s, interval.end_s
         span = end - start
-        residents: list[tuple[float, float, _Account | None]] = []
+        residents: list[tuple[float, float, Account | None]] = []
         edges = {start, end}
         for request_id, everyone in self._accounts.items():
             begin = max(everyone.admitted_s, start)
@@ -327,32 +380,5 @@ class Attributor:
                     shared += each
         return shared
 
-    def _result(self, request_id: str, account: _Account, ended_s: float, *, settled: bool) -> RequestEnergy:
-        duration = max(0.0, ended_s - account.admitted_s)
-        warnings = []
-        timing: float | None = 100.0 * min(1.0, self.meter.update_s / (2 * duration)) if duration > 0 else 100.0
-        if account.foreign:
-            warnings.append("other processes used the board; their energy cannot be told apart")
-            timing = None
-        if account.gap:
-            warnings.append("samples are missing; energy was spread over a gap")
-        if account.estimated and self.meter.source == Source.NVML_COUNTER:
-            warnings.append("part of the energy was integrated from power samples")
-        method = self.meter.method
-        if account.estimated or not settled:
-            method = weakest([method, Method.ESTIMATED]) or method
-        idle_known = self.idle.power_w is not None
-        return RequestEnergy(
-            request_id=request_id,
-            prefill_j=account.prefill_j,
-            decode_j=account.decode_j,
-            idle_j=account.idle_j if idle_known else None,
-            method=method,
-            source=self.meter.source,
-            scope=self.meter.scope,
-            duration_s=duration,
-            uncertainty_percent=root_sum_square([self.meter.gain_error_percent, timing]),
-            settled=settled,
-            idle_reason=None if idle_known else "the board has not been seen idle and no idle power is configured",
-            warnings=tuple(warnings),
-        )
+    def _give(self, request_id: str, account: Account, ended_s: float, *, settled: bool) -> RequestEnergy:
+        return request_energy(request_id, account, ended_s, self.meter, self.idle.power_w, settled=settled)

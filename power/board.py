@@ -177,10 +177,10 @@ class Board:
         act = gpu.actuation
         state.slow_power_w += (power - state.slow_power_w) * -math.expm1(-seconds / act.cap_blind_s)
         target = state.limit_w * gpu.cap_margin
-        error = (target - state.slow_power_w) / target
+        error = (target - state.slow_power_w) / max(target, state.slow_power_w)
         if state.hot:
             error = min(error, -0.05)
-        factor = 1.0 + max(-0.5, min(0.5, error * seconds / act.cap_time_constant_s * 1.5))
+        factor = 1.0 + max(-0.5, min(0.5, error * seconds / act.cap_time_constant_s))
         state.ceiling_mhz = min(max(state.ceiling_mhz * factor, gpu.clock_min_mhz), gpu.clock_max_mhz)
         state.capped = state.ceiling_mhz < self.target_clock(busy=True) and power > 0.9 * target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from power.quantities import Method, Scope, Source
+from power.quantities import JOULES_PER_KWH, Method, Scope, Source
 
 ATTRIBUTION_METHOD = "work_share"
 
@@ -34,8 +34,8 @@ class Meter:
 class RequestEnergy:
     """What a request cost. `idle_j` is `None` when no idle level is known (`idle_reason` says why).
 
-    `settled` is false while the counter has not yet covered the request's last steps; the tail is then priced at
-    the last measured power. `uncertainty_percent` covers the metering (gain, timing), not the sharing rule; `None`
+    `settled` is false while the counter has not yet covered the request's last steps; the tail is then
+    estimated from the work. `uncertainty_percent` covers the metering (gain, timing), not the sharing rule; `None`
     when no bound can be given, with the reason among `warnings`.
     """
 
@@ -57,6 +57,25 @@ class RequestEnergy:
     def joules(self) -> float:
         return self.prefill_j + self.decode_j + (self.idle_j or 0.0)
 
+    def fields(self) -> dict[str, float | str | bool | list[str] | None]:
+        """The energy part of an answer's `energy` object; what is unknown is `None`."""
+        return {
+            "energy_joules": self.joules,
+            "energy_kwh": self.joules / JOULES_PER_KWH,
+            "prefill_joules": self.prefill_j,
+            "decode_joules": self.decode_j,
+            "idle_joules": self.idle_j,
+            "avg_power_watts": self.joules / self.duration_s if self.duration_s > 0 else None,
+            "duration_seconds": self.duration_s,
+            "method": self.method.value,
+            "source": self.source.value,
+            "scope": self.scope.value,
+            "attribution_method": self.attribution_method,
+            "uncertainty_percent": self.uncertainty_percent,
+            "settled": self.settled,
+            "warnings": [*self.warnings, *([self.idle_reason] if self.idle_reason else [])],
+        }
+
 
 @dataclass(slots=True)
 class Books:
@@ -73,6 +92,7 @@ class Books:
     gaps: int = 0
     stuck: int = 0
     foreign_samples: int = 0
+    dropped_steps: int = 0
 
     @property
     def requests_j(self) -> float:

@@ -32,7 +32,7 @@ REASON_BITS = {reason: bit for bit, reason in REASONS.items()}
 
 
 class Faults(msgspec.Struct):
-    """What goes wrong. Function names are NVML's, without a version suffix."""
+    """What goes wrong. Function names are NVML's, without a version suffix; no `slow_functions` means all."""
 
     no_permission: bool = False
     not_supported: list[str] = []
@@ -40,6 +40,7 @@ class Faults(msgspec.Struct):
     ignore_sets: bool = False
     stuck_sensor: bool = False
     slow_s: float = 0.0
+    slow_functions: list[str] = []
     mig: bool = False
     vgpu: bool = False
     foreign_pids: list[int] = []
@@ -156,7 +157,8 @@ class FakeNvml:
                 return int(pynvml.NVML_ERROR_NO_PERMISSION)
             if setter and faults.ignore_sets:
                 return int(pynvml.NVML_SUCCESS)
-            slow_s = faults.slow_s
+            slow = not faults.slow_functions or name in faults.slow_functions
+            slow_s = faults.slow_s if slow else 0.0
             answer = method(self, gpu, board, *arguments)
         if slow_s:
             time.sleep(slow_s)
@@ -190,7 +192,7 @@ class FakeNvml:
         return int(pynvml.NVML_SUCCESS)
 
     def _nvmlDeviceGetName(self, gpu: GpuFile, board: Board, text: Any, size: Any) -> int:
-        text.value = board.gpu.product.encode()
+        text.value = f"FAKE {board.gpu.product}".encode()
         return int(pynvml.NVML_SUCCESS)
 
     def _nvmlDeviceGetTotalEnergyConsumption(self, gpu: GpuFile, board: Board, value: Any) -> int:

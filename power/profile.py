@@ -123,8 +123,10 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 def profile_names() -> list[str]:
-    names = (entry.name.removesuffix(".json") for entry in resources.files("power.profiles").iterdir())
-    return sorted(name for name in names if not name.startswith((ENGINE_PREFIX, "_", ".")))
+    names = [entry.name for entry in resources.files("power.profiles").iterdir()]
+    return sorted(
+        name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(ENGINE_PREFIX)
+    )
 
 
 def load_profile(name_or_path: str) -> GpuProfile:

@@ -65,25 +65,36 @@ class WorkModel:
         """For each share `(request id, prefill weight, decode weight)`."""
         decoding = prompt_tokens = 0
         for share in work:
-            if share.prefill_tokens:
-                prompt_tokens += share.prefill_tokens
-            if share.decode_tokens:
-                decoding += 1
+            prompt_tokens += share.prefill_tokens
+            decoding += share.decode_tokens > 0
         per_decode = self.weights_cost / decoding if decoding else 0.0
-        per_prompt_token = self.weights_cost / prompt_tokens if prompt_tokens and not decoding else 0.0
         token_cost, cached_cost = self.token_cost, self.kv_cost + self.pair_cost
+        if not prompt_tokens:
+            fixed = per_decode + token_cost
+            return [
+                (share.request_id, 0.0, share.kv_tokens_read * cached_cost + fixed)
+                if share.decode_tokens == 1
+                else (share.request_id, 0.0, self._decode_cost(share, per_decode))
+                for share in work
+            ]
+        per_prompt_token = 0.0 if decoding else self.weights_cost / prompt_tokens
         result = []
         for share in work:
-            prefill, decode = share.prefill_tokens, share.decode_tokens
-            context = share.kv_tokens_read
+            prefill, context = share.prefill_tokens, share.kv_tokens_read
             if not prefill:
-                cost = decode * token_cost + context * cached_cost + per_decode if decode else 0.0
-                result.append((share.request_id, 0.0, cost))
+                result.append((share.request_id, 0.0, self._decode_cost(share, per_decode)))
                 continue
             pairs = prefill * max(context - prefill / 2, prefill / 2)
             cost = prefill * (token_cost + per_prompt_token) + pairs * self.pair_cost + context * self.kv_cost
-            result.append((share.request_id, cost, decode * token_cost + per_decode if decode else 0.0))
+            drawn = share.decode_tokens * token_cost + per_decode if share.decode_tokens else 0.0
+            result.append((share.request_id, cost, drawn))
         return result
+
+    def _decode_cost(self, share: Share, per_decode: float) -> float:
+        if not share.decode_tokens:
+            return 0.0
+        cached = share.kv_tokens_read * (self.kv_cost + self.pair_cost)
+        return cached + share.decode_tokens * self.token_cost + per_decode
 
 
 def step_work(work: Iterable[Share]) -> StepWork:

@@ -21,6 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # Larger bodies are parsed in a thread, so that they do not hold up the streams of others.
 INLINE_PARSE_BYTES = 64 * 1024
+MAX_HEADER_CHARS = 64
 
 _decode = msgspec.json.Decoder().decode
 
@@ -42,7 +43,14 @@ async def read_body(request: Request, model: type[Model], timeout_s: float) -> t
         body = parse_body(raw, model)
     else:
         body = await asyncio.to_thread(parse_body, raw, model)
-    return body, Caller(request.state.key_name, arrival_s, len(raw))
+    headers = request.headers
+    return body, Caller(
+        request.state.key_name,
+        arrival_s,
+        len(raw),
+        _short_header(headers.get("x-gridserve-directive")),
+        _short_header(headers.get("x-gridserve-task")),
+    )
 
 
 def parse_body(raw: bytes, model: type[Model]) -> Model:
@@ -61,6 +69,10 @@ def parse_body(raw: bytes, model: type[Model]) -> Model:
         raise _fault(error, value) from None
     refuse_unsupported(body)
     return body
+
+
+def _short_header(value: str | None) -> str | None:
+    return value[:MAX_HEADER_CHARS] if value else None
 
 
 def _check_content_type(header: str) -> None:

@@ -45,13 +45,16 @@ def check_chat(body: ChatCompletionRequest) -> None:
 
 
 def _run(service: InferenceService, body: ChatCompletionRequest, caller: Caller) -> AbstractAsyncContextManager[Run]:
+    decision = service.steering.decide(body, caller)
+    directed = service.steering.directed(decision)
     return service.run(
         body,
         caller,
         id_prefix="chatcmpl",
         num_prompts=1,
-        make_prompts=lambda: [chat_prompt(service.text, body.messages, service.engine.info)],
+        make_prompts=lambda: [chat_prompt(service.text, body.messages, service.engine.info, directed)],
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        decision=decision,
     )
 
 
@@ -73,7 +76,9 @@ async def complete_chat(service: InferenceService, body: ChatCompletionRequest, 
                     choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         for choice in choices:
             choice.message.content = "".join(pieces[choice.index])
-        return ChatCompletion(run.id, run.created, run.model, choices, run.count.usage(), service.fingerprint)
+        return ChatCompletion(
+            run.id, run.created, run.model, choices, run.count.usage(), service.fingerprint, run.energy()
+        )
 
 
 async def stream_chat(
@@ -83,24 +88,30 @@ async def stream_chat(
     async with _run(service, body, caller) as run:
         usage = StreamUsage(body, run.count)
 
-        def chunk(choices: list[ChatChunkChoice]) -> bytes:
+        def chunk(choices: list[ChatChunkChoice], last: bool = False) -> bytes:
+            energy = run.energy() if last else UNSET
             return event(
                 encode(
-                    ChatCompletionChunk(run.id, run.created, run.model, choices, service.fingerprint, usage.of_chunk())
+                    ChatCompletionChunk(
+                        run.id, run.created, run.model, choices, service.fingerprint, usage.of_chunk(), energy
+                    )
                 )
             )
 
         begun = [False] * len(run.generations)
+        running = len(run.generations)
         async with aclosing(run.deltas()) as deltas:
             async for delta in deltas:
+                running -= delta.finish_reason is not None
                 if not begun[delta.index]:
                     begun[delta.index] = True
                     yield chunk([ChatChunkChoice(delta.index, ChatDelta("assistant", ""))])
                 if delta.text or delta.finish_reason is not None or body.logprobs or usage.continuous:
-                    yield chunk([_chunk_choice(service.text, delta, bool(body.logprobs))])
+                    last = running == 0 and not usage.included
+                    yield chunk([_chunk_choice(service.text, delta, bool(body.logprobs))], last)
         if usage.included:
             usage.last = True
-            yield chunk([])
+            yield chunk([], last=True)
 
 
 def _chunk_choice(text: TextProtocol, delta: TextDelta, with_logprobs: bool) -> ChatChunkChoice:

@@ -6,6 +6,8 @@ import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 
+from msgspec import UNSET
+
 from engine.batch import TokenLogprobs
 from serving.chat import MIN_LOGPROB
 from serving.openai_errors import BadRequestError
@@ -25,6 +27,11 @@ def check_completion(body: CompletionRequest) -> None:
         raise BadRequestError("'suffix' is not supported by this server; leave it out.", "suffix")
     if body.best_of is not None and body.best_of != body.num_choices:
         raise BadRequestError("'best_of' is not supported unless it equals n; leave it out.", "best_of")
+    if body.directive is not None and body.directive.lower() not in ("auto", "off"):
+        raise BadRequestError(
+            "a directive speaks through the system message, which a text completion has not; use chat completions",
+            "directive",
+        )
     if body.echo and body.logprobs is not None:
         raise BadRequestError("log-probabilities of the prompt are not supported: echo excludes logprobs", "logprobs")
 
@@ -57,7 +64,7 @@ async def complete(service: InferenceService, body: CompletionRequest, caller: C
                     choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         for choice in choices:
             choice.text = "".join(pieces[choice.index])
-        return Completion(run.id, run.created, run.model, choices, service.fingerprint, run.count.usage())
+        return Completion(run.id, run.created, run.model, choices, service.fingerprint, run.count.usage(), run.energy())
 
 
 async def stream_completion(
@@ -67,14 +74,19 @@ async def stream_completion(
     async with _run(service, body, caller) as run:
         usage, texts = StreamUsage(body, run.count), _TextChoices(service.text, body, run)
 
-        def chunk(choices: list[CompletionChoice]) -> bytes:
+        def chunk(choices: list[CompletionChoice], last: bool = False) -> bytes:
+            energy = run.energy() if last else UNSET
             return event(
-                encode(Completion(run.id, run.created, run.model, choices, service.fingerprint, usage.of_chunk()))
+                encode(
+                    Completion(run.id, run.created, run.model, choices, service.fingerprint, usage.of_chunk(), energy)
+                )
             )
 
         begun = [False] * len(run.generations)
+        running = len(run.generations)
         async with aclosing(run.deltas()) as deltas:
             async for delta in deltas:
+                running -= delta.finish_reason is not None
                 choice = texts.empty(delta.index)
                 choice.text = delta.text
                 if not begun[delta.index]:
@@ -84,10 +96,10 @@ async def stream_completion(
                     texts.extend_logprobs(choice.logprobs, delta.index, delta.token_ids, delta.logprobs)
                 choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
                 if choice.text or delta.finish_reason is not None or choice.logprobs is not None or usage.continuous:
-                    yield chunk([choice])
+                    yield chunk([choice], last=running == 0 and not usage.included)
         if usage.included:
             usage.last = True
-            yield chunk([])
+            yield chunk([], last=True)
 
 
 class _TextChoices:

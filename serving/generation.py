@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
@@ -11,7 +12,7 @@ from engine.batch import TokenLogprobs
 from engine.client_protocol import EngineClientProtocol, EngineUnavailableError, Generation, TokenDelta
 from engine.request import FinishReason
 from serving.metrics import SequenceTimer
-from serving.openai_errors import ApiError, GenerationFailedError, NotReadyError
+from serving.openai_errors import GenerationFailedError, NotReadyError
 from serving.openai_responses import FinishReasonText
 from serving.text import TextProtocol
 
@@ -55,34 +56,28 @@ async def text_deltas(
     Raises `NotReadyError` when the engine goes away and `GenerationFailedError` when it gives the sequence up.
     """
     assembly = _Assembly(text, generation, options, index)
-    outcome = str(FinishReason.ABORT)
+    outcome = str(FinishReason.ERROR)
     try:
         async with aclosing(cast(AsyncGenerator[TokenDelta, None], engine.generate(generation))) as deltas:
-            async for last in _assembled(deltas, assembly, timer):
+            async for delta in deltas:
+                if delta.token_ids:
+                    timer.tokens(len(delta.token_ids))
+                last = assembly.add(delta)
                 if last.finish_reason is not None:
                     break
                 yield last
             else:
                 raise GenerationFailedError("the engine's stream ended without a finish reason")
+        # The engine is released before a slow reader takes the last piece.
         outcome = str(last.finish_reason)
         yield last
     except EngineUnavailableError as error:
-        outcome = str(FinishReason.ERROR)
         raise NotReadyError(str(error)) from error
-    except ApiError:
-        outcome = str(FinishReason.ERROR)
+    except (asyncio.CancelledError, GeneratorExit):
+        outcome = str(FinishReason.ABORT)
         raise
     finally:
         timer.finished(outcome)
-
-
-async def _assembled(
-    deltas: AsyncIterator[TokenDelta], assembly: _Assembly, timer: SequenceTimer
-) -> AsyncIterator[TextDelta]:
-    async for delta in deltas:
-        if delta.token_ids:
-            timer.tokens(len(delta.token_ids))
-        yield assembly.add(delta)
 
 
 class _Assembly:

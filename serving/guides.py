@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from engine.guides import validate_guide
 from engine.request import Guide, GuideKind
 from serving.openai_errors import BadRequestError
 from serving.openai_requests import GenerationBody
@@ -92,17 +93,9 @@ def _children(node: Any) -> list[Any]:
 
 
 def _check(guide: Guide, param: str) -> None:
-    from llguidance import LLMatcher
-
     if len(guide.text.encode()) > MAX_GUIDE_BYTES:
         raise BadRequestError(f"the constraint is larger than {MAX_GUIDE_BYTES} bytes", param)
-    match guide.kind:
-        case GuideKind.JSON_OBJECT:
-            return
-        case GuideKind.JSON_SCHEMA:
-            grammar = LLMatcher.grammar_from_json_schema(guide.text)
-        case GuideKind.REGEX:
-            grammar = LLMatcher.grammar_from_regex(guide.text)
-    problem = LLMatcher.validate_grammar(grammar)
-    if problem:
-        raise BadRequestError(f"the constraint cannot be used: {problem[:500]}", param)
+    try:
+        validate_guide(guide)
+    except ValueError as problem:
+        raise BadRequestError(f"the constraint cannot be used: {str(problem)[:500]}", param) from None

@@ -109,7 +109,7 @@ def _inference_router(service: InferenceService, settings: ApiSettings) -> APIRo
 
     @router.post(
         "/v1/chat/completions",
-        responses=answers(responses.ChatCompletion, *generation_errors, body=True, stream=True),
+        responses=answers(responses.ChatCompletion, *generation_errors, body=True, chunk=responses.ChatCompletionChunk),
         openapi_extra=takes(ChatCompletionRequest),
     )
     async def chat_completions(request: Request) -> Response:
@@ -121,7 +121,7 @@ def _inference_router(service: InferenceService, settings: ApiSettings) -> APIRo
 
     @router.post(
         "/v1/completions",
-        responses=answers(responses.Completion, *generation_errors, body=True, stream=True),
+        responses=answers(responses.Completion, *generation_errors, body=True, chunk=responses.Completion),
         openapi_extra=takes(CompletionRequest),
     )
     async def completions(request: Request) -> Response:

@@ -162,6 +162,8 @@ class GenerationBody(Body):
     )
     priority: Annotated[Whole, Field(ge=-INT32_MAX, le=INT32_MAX)] | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    directive: ShortText | None = None
+    task: ShortText | None = None
     user: ShortText | None = None
     metadata: Annotated[dict[str, Any], Field(max_length=64)] | None = None
 

@@ -21,6 +21,39 @@ class Usage(Struct):
     prompt_tokens_details: PromptTokensDetails
 
 
+class EnergyUsage(Struct):
+    """Joules and grams of a request. What is not known is null, with the reason in `unknown`; nothing is ever 0 for
+    lack of a figure. `method`: measured, estimated or simulated."""
+
+    energy_joules: float | None
+    energy_kwh: float | None
+    prefill_joules: float | None
+    decode_joules: float | None
+    idle_joules: float | None
+    avg_power_watts: float | None
+    duration_seconds: float | None
+    method: str | None
+    source: str | None
+    scope: str | None
+    attribution_method: str | None
+    uncertainty_percent: float | None
+    settled: bool | None
+    grams_co2e: float | None
+    operational_grams: float | None
+    embodied_grams: float | None
+    pue: float | None
+    carbon_intensity_g_per_kwh: float | None
+    carbon_source: str | None
+    carbon_kind: str | None
+    carbon_tier: str | None
+    carbon_age_seconds: float | None
+    zone: str | None
+    directive: str | None
+    directive_reason: str | None
+    policy_revision: str | None
+    unknown: str | None
+
+
 class TopLogprob(Struct):
     token: str
     logprob: float
@@ -62,6 +95,7 @@ class ChatCompletion(Struct):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    energy: EnergyUsage | UnsetType | None = UNSET
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -85,6 +119,7 @@ class ChatCompletionChunk(Struct):
     choices: list[ChatChunkChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    energy: EnergyUsage | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
@@ -112,6 +147,7 @@ class Completion(Struct):
     choices: list[CompletionChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    energy: EnergyUsage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
 
 

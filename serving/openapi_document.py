@@ -58,15 +58,28 @@ def json_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": _REF + struct.__name__}}}
 
 
-def answers(struct: type[msgspec.Struct], *errors: int, body: bool = False, stream: bool = False) -> Responses:
-    """The documented responses of an operation: 200 with `struct`, and errors in OpenAI's shape."""
+def answers(
+    struct: type[msgspec.Struct], *errors: int, body: bool = False, chunk: type[msgspec.Struct] | None = None
+) -> Responses:
+    """The documented responses of an operation: 200 with `struct` or events of `chunk`, errors in OpenAI's shape."""
     content: dict[str, Any] = json_of(struct)
-    if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if chunk is not None:
+        content["text/event-stream"] = {"schema": _event_of(chunk)}
     described: Responses = {200: {"description": "The answer.", "content": content}}
     for status in sorted({*_EVERYWHERE, *errors, *(_BODY if body else ())}):
         described[status] = {"description": _MEANINGS[status], "content": json_of(ErrorResponse)}
     return described
+
+
+def _event_of(chunk: type[msgspec.Struct]) -> dict[str, Any]:
+    """One event of a stream: a chunk, an error, or `[DONE]` at the end."""
+
+    def json_text(struct: type[msgspec.Struct]) -> dict[str, Any]:
+        schema = {"$ref": _REF + struct.__name__}
+        return {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+
+    data = {"anyOf": [{"const": "[DONE]"}, json_text(chunk), json_text(ErrorResponse)]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def takes(model: type[BaseModel]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,34 @@ class Prompt:
     text: str | None = None
 
 
-def chat_prompt(text: TextProtocol, messages: Sequence[Message], info: EngineInfo) -> Prompt:
-    """The prompt of a conversation, ready to be answered. Raises `BadRequestError`."""
-    token_ids = render_messages(text, messages, add_generation_prompt=True)
+TemplateMessages = list[dict[str, Any]]
+
+
+def chat_prompt(
+    text: TextProtocol,
+    messages: Sequence[Message],
+    info: EngineInfo,
+    directed: Callable[[TemplateMessages], TemplateMessages] | None = None,
+) -> Prompt:
+    """The prompt of a conversation, ready to be answered; `directed` puts the server's directive into it.
+
+    Raises `BadRequestError`.
+    """
+    token_ids = render_messages(text, messages, add_generation_prompt=True, directed=directed)
     check_prompt_length(len(token_ids), info, "messages")
     return Prompt(tuple(token_ids))
 
 
-def render_messages(text: TextProtocol, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+def render_messages(
+    text: TextProtocol,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    directed: Callable[[TemplateMessages], TemplateMessages] | None = None,
+) -> list[int]:
     """Token ids by the chat template. Raises `BadRequestError` with the template's message."""
     rendered = [_template_message(message, position) for position, message in enumerate(messages)]
+    if directed is not None:
+        rendered = directed(rendered)
     try:
         return text.render_chat(rendered, add_generation_prompt=add_generation_prompt)
     except (ValueError, RecursionError) as error:

@@ -19,12 +19,19 @@ def text_options(body: GenerationBody) -> TextOptions:
 
 
 def sampling_params(
-    body: GenerationBody, info: EngineInfo, prompt_len: int, logprobs: int | None, guide: Guide | None, choice: int
+    body: GenerationBody,
+    info: EngineInfo,
+    prompt_len: int,
+    logprobs: int | None,
+    guide: Guide | None,
+    choice: int,
+    cap: int | None = None,
 ) -> SamplingParams:
-    """Parameters of one sequence; with a seed, each further `choice` draws from the next seed."""
+    """Parameters of one sequence; with a seed, each further `choice` draws from the next seed. `cap`: a directive's
+    limit of output tokens, which never goes below `min_tokens`."""
     try:
         return SamplingParams(
-            max_tokens=_max_tokens(body, info, prompt_len),
+            max_tokens=_capped(_max_tokens(body, info, prompt_len), body.min_tokens, cap),
             min_tokens=body.min_tokens or 0,
             temperature=1.0 if body.temperature is None else body.temperature,
             top_k=body.top_k or 0,
@@ -61,6 +68,10 @@ def _max_tokens(body: GenerationBody, info: EngineInfo, prompt_len: int) -> int:
             "context_length_exceeded",
         )
     return room if asked is None else asked
+
+
+def _capped(max_tokens: int, min_tokens: int | None, cap: int | None) -> int:
+    return max_tokens if cap is None else min(max_tokens, max(cap, min_tokens or 0))
 
 
 def _logit_bias(body: GenerationBody, info: EngineInfo) -> dict[int, float]:

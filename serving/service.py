@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from msgspec import UnsetType
+
+from carbon.plane_values import DirectiveDecision
 from engine.client_protocol import EngineClientProtocol, Generation
 from serving.fan_in import merge
 from serving.generation import TextDelta, text_deltas
@@ -19,10 +22,11 @@ from serving.limits import Admission
 from serving.metrics import ApiMetrics
 from serving.openai_errors import ApiError, ModelNotFoundError, NotReadyError
 from serving.openai_requests import GenerationBody
-from serving.openai_responses import PromptTokensDetails, Usage
+from serving.openai_responses import EnergyUsage, PromptTokensDetails, Usage
 from serving.prompts import Prompt
 from serving.sampling import sampling_params, text_options
 from serving.settings import ApiSettings
+from serving.steering import Steering
 from serving.text import TextProtocol
 
 # Below this many bytes a body is tokenised on the event loop: cheaper than the way to a thread and back.
@@ -34,11 +38,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `key_name` separates the prefix caches of the owners of API keys."""
+    """Who asks. `key_name` separates the prefix caches of the owners of API keys. `directive` and `task`: what the
+    headers say of them."""
 
     key_name: str | None
     arrival_s: float
     body_bytes: int
+    directive: str | None = None
+    task: str | None = None
 
     @property
     def small(self) -> bool:
@@ -72,10 +79,16 @@ class UsageCount:
 class InferenceService:
     """The engine, the tokenizer and what is counted about them, as the endpoints use them."""
 
-    def __init__(self, engine: EngineClientProtocol, text: TextProtocol, settings: ApiSettings) -> None:
+    def __init__(
+        self,
+        engine: EngineClientProtocol,
+        text: TextProtocol,
+        settings: ApiSettings,
+        steering: Steering | None = None,
+    ) -> None:
         self.engine = engine
         self.text = text
-        self.settings = settings
+        self.steering = steering or Steering()
         self.admission = Admission(engine.info.max_num_seqs, settings.max_queued_requests)
         self.metrics = ApiMetrics(engine, self.admission)
         self.created_s = int(time.time())
@@ -101,6 +114,7 @@ class InferenceService:
         num_prompts: int,
         make_prompts: Callable[[], Sequence[Prompt]],
         logprobs: int | None,
+        decision: DirectiveDecision | None = None,
     ) -> AsyncIterator[Run]:
         """Hold places for the request's sequences while it is tokenised and generated.
 
@@ -112,11 +126,13 @@ class InferenceService:
             if not health.ready:
                 raise NotReadyError(health.reason)
             with self.admission.admit(num_prompts * body.num_choices):
-                run = await self._plan(model, body, caller, id_prefix, make_prompts, logprobs)
+                run = await self._plan(model, body, caller, id_prefix, make_prompts, logprobs, decision)
                 self.metrics.admitted(
                     run.count.prompt_tokens, body.num_choices, [plan.sampling.max_tokens for plan in run.generations]
                 )
-                yield run
+                with self.steering.following(run.generations):
+                    yield run
+                    self.steering.learn(run)
                 duration_s = time.monotonic() - caller.arrival_s
                 self.metrics.request_done(duration_s)
                 self.admission.record_duration(duration_s)
@@ -132,17 +148,19 @@ class InferenceService:
         id_prefix: str,
         make_prompts: Callable[[], Sequence[Prompt]],
         logprobs: int | None,
+        decision: DirectiveDecision | None,
     ) -> Run:
         request_id = f"{id_prefix}-{uuid.uuid4().hex}"
 
         def plan() -> Run:
             guide = guide_of(body)
             prompts = make_prompts()
+            cap = decision.max_tokens if decision is not None else None
             generations = tuple(
                 Generation(
                     f"{request_id}-{position * body.num_choices + choice}",
                     prompt.token_ids,
-                    sampling_params(body, self.engine.info, len(prompt.token_ids), logprobs, guide, choice),
+                    sampling_params(body, self.engine.info, len(prompt.token_ids), logprobs, guide, choice, cap),
                     body.priority or 0,
                     _cache_salt(caller.key_name, body.cache_salt),
                 )
@@ -151,7 +169,15 @@ class InferenceService:
             )
             prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
             return Run(
-                self, request_id, model, body, caller, prompts, generations, UsageCount(prompt_tokens, body.num_choices)
+                self,
+                request_id,
+                model,
+                body,
+                caller,
+                prompts,
+                generations,
+                UsageCount(prompt_tokens, body.num_choices),
+                decision,
             )
 
         return await self.offload(plan, small=caller.small and not asks_guide(body))
@@ -180,7 +206,12 @@ class Run:
     prompts: Sequence[Prompt]
     generations: tuple[Generation, ...]
     count: UsageCount
+    decision: DirectiveDecision | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def energy(self) -> EnergyUsage | UnsetType:
+        """Joules and grams of the whole request, once all its sequences have ended; absent without the planes."""
+        return self.service.steering.report(self.generations, self.decision)
 
     async def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """Text of all choices as it comes, already counted in `count`."""
@@ -195,6 +226,8 @@ class Run:
         try:
             async for delta in merged:
                 self.count.add(delta)
+                if delta.finish_reason is not None:
+                    service.steering.finished(self.generations[delta.index].request_id)
                 yield delta
         finally:
             await merged.aclose()

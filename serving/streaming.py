@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from msgspec import UNSET, UnsetType
 
 from serving.openai_errors import BadRequestError
@@ -17,25 +15,17 @@ def check_stream_options(body: GenerationBody) -> None:
         raise BadRequestError("stream_options needs stream=true", "stream_options")
 
 
-@dataclass(slots=True)
 class StreamUsage:
     """The `usage` of each chunk: absent unless asked for, null until the last chunk unless continuous."""
 
-    body: GenerationBody
-    count: UsageCount
-    last: bool = False
-
-    @property
-    def included(self) -> bool:
-        options = self.body.stream_options
-        return options is not None and bool(options.include_usage)
-
-    @property
-    def continuous(self) -> bool:
-        options = self.body.stream_options
-        return self.included and options is not None and bool(options.continuous_usage_stats)
+    def __init__(self, body: GenerationBody, count: UsageCount) -> None:
+        options = body.stream_options
+        self.included = options is not None and bool(options.include_usage)
+        self.continuous = self.included and options is not None and bool(options.continuous_usage_stats)
+        self.last = False
+        self._count = count
 
     def of_chunk(self) -> Usage | UnsetType | None:
         if not self.included:
             return UNSET
-        return self.count.usage() if self.last or self.continuous else None
+        return self._count.usage() if self.last or self.continuous else None

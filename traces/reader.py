@@ -103,6 +103,13 @@ class TraceFile:
             yield request
 
 
+def read_length_pairs(path: Path) -> list[tuple[int, int]]:
+    """Lengths of all rows of a file of any format, with arrivals or not; rows without answer are left out."""
+    layout = detect_layout(path)
+    rows = _rows(path, layout, ReadOptions(), RowCounts())
+    return [(row.input_tokens, row.output_tokens) for row in rows if row.output_tokens > 0]
+
+
 class _Clock:
     """Turns stamps of the file into arrivals, never decreasing."""
 
@@ -178,7 +185,8 @@ def _rows(
             except BadField as bad:
                 if options.skip_bad and not isinstance(bad, _BackwardsError):
                     counts.bad += 1
-                    counts.bad_reasons[bad.column or "row"] += 1
+                    reason = bad.column or "row"
+                    counts.bad_reasons[reason] = counts.bad_reasons.get(reason, 0) + 1
                     continue
                 raise RowError(path, line, locate(bad.column), bad.column, bad.reason) from None
             yield row

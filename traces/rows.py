@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 TimeUnit = Literal["s", "ms", "us"]
 SECONDS_PER: Mapping[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
-# Below this many requests a second, whole-numbered stamps look like milliseconds read as seconds.
+# Fewer requests a second than this over more than two weeks, at whole numbers: an hour of milliseconds looks so.
 SUSPICIOUS_RATE_RPS = 0.02
+SUSPICIOUS_SPAN_S = 14 * 86_400.0
 SUSPICIOUS_MIN_ROWS = 20
 
 
@@ -81,7 +81,7 @@ class RowCounts:
     rows: int = 0
     requests: int = 0
     bad: int = 0
-    bad_reasons: Counter[str] = field(default_factory=Counter)
+    bad_reasons: dict[str, int] = field(default_factory=dict)
     zero_outputs: int = 0
     dropped_zero_output: int = 0
     clipped_over_window: int = 0
@@ -116,7 +116,7 @@ def real_number(column: str, text: str | float, least: float = 0.0) -> float:
 
 def suspicious_time_unit(requests: int, span_s: float, whole_stamps: bool) -> str | None:
     """A warning where the stamps look like milliseconds that were read as seconds, else None."""
-    if requests < SUSPICIOUS_MIN_ROWS or span_s <= 0 or not whole_stamps:
+    if requests < SUSPICIOUS_MIN_ROWS or span_s < SUSPICIOUS_SPAN_S or not whole_stamps:
         return None
     rate_rps = requests / span_s
     if rate_rps >= SUSPICIOUS_RATE_RPS:

@@ -116,7 +116,9 @@ def classed_hours(
     if not (len(weights) == len(estimates) == len(owners) == count and len(shares) == hours):
         raise ValueError(f"{count} bands and {hours} hours need as many weights, estimates, owners and shares")
     cells = Cells(
-        grams.reshape(-1, levels), np.tile(np.asarray(weights, dtype=np.float64), hours), np.tile(np.arange(count), hours)
+        grams.reshape(-1, levels),
+        np.tile(np.asarray(weights, dtype=np.float64), hours),
+        np.tile(np.arange(count), hours),
     )
     members = [np.flatnonzero(np.asarray(owners) == owner) for owner in np.unique(owners)]
     floors = [Floor(hour * count + member, share) for hour, share in enumerate(shares) for member in members]

@@ -12,7 +12,7 @@ HiGHS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linprog
 
+from carbon.optimizer.hull import solve_certain
 from carbon.quality import QualityEstimate
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 FLOOR_TOLERANCE = 1e-5
-MAX_ROUNDS = 40
+MAX_ROUNDS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,37 @@ def _at_l0(cells: Cells) -> Array:
 
 
 def _possible(program: _Program, floor: Floor) -> bool:
-    """Could any mix meet the floor if the estimates were exact?"""
+    """Whether a mix can meet the floor: L0 for a share of at most 1, else the best means if they were exact.
+
+    For such a share L0 meets the floor in truth; where its bound does not, so little is known of the class that no
+    mix is worth looking for.
+    """
+    if floor.past is None and np.all(np.asarray(floor.share) <= 1.0):
+        return _met(program, floor, _at_l0(program.cells))
     x = np.zeros_like(program.cells.grams)
     best = program.mean[program.cells.estimate[floor.cells]].argmax(axis=1)
     x[floor.cells, best] = 1.0
     contrast = program.contrast(floor, x)
     return bool((contrast * program.mean).sum() >= -FLOOR_TOLERANCE * program.scale(floor))
+
+
+def _met(program: _Program, floor: Floor, x: Array) -> bool:
+    return program.value(floor, x, program.z)[0] >= -FLOOR_TOLERANCE * program.scale(floor)
+
+
+def _towards_l0(program: _Program, floor: Floor, x: Array) -> Array | None:
+    """The floor's cells moved from x towards L0 just far enough to meet it; None when L0 does not."""
+    plain = _at_l0(program.cells)
+    if not _met(program, floor, plain):
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2.0
+        if _met(program, floor, (1.0 - middle) * x + middle * plain):
+            high = middle
+        else:
+            low = middle
+    return ((1.0 - high) * x + high * plain)[floor.cells]
 
 
 def _solve(program: _Program, live: Sequence[int]) -> tuple[Array, int] | None:
@@ -161,22 +187,25 @@ def _solve(program: _Program, live: Sequence[int]) -> tuple[Array, int] | None:
     used = np.unique(np.concatenate([floors[i].cells for i in live]))
     position = np.full(n, -1)
     position[used] = np.arange(len(used))
+    certain = _certain(program, live, used)
+    if certain is None or program.z == 0.0:
+        return None if certain is None else (certain, 1)
     spend = (cells.weight[used, None] * (cells.grams[used] - cells.grams[used].min(axis=1, keepdims=True))).ravel()
     spend = spend / (spend.max() or 1.0)
     one_mix = sparse.kron(sparse.eye_array(len(used)), np.ones((1, levels)), format="csr")
     rows: list[Array] = []
     columns: list[Index] = []
     bounds: list[float] = []
-    x = _at_l0(cells)
-    # The first cut is the mean alone, which every later cut only tightens.
-    current = {i: program.value(floors[i], x, 0.0) for i in live}
+    x = certain
+    # The mean alone is the first cut, and the deviation where the mean alone would go the second.
+    current = {i: program.value(floors[i], _at_l0(cells), 0.0) for i in live}
+    _add_cuts(program, current, _at_l0(cells), position, rows, columns, bounds)
+    checked = {i: program.value(floors[i], x, program.z) for i in live}
+    current = {i: c for i, c in checked.items() if c[0] < -FLOOR_TOLERANCE * program.scale(floors[i])}
+    if not current:
+        return x, 1
     for rounds in range(1, MAX_ROUNDS + 1):
-        for i, (value, slope) in current.items():
-            scale = program.scale(floors[i])
-            offset = value - float((slope * x[floors[i].cells]).sum())
-            rows.append(slope.ravel() / scale)
-            columns.append((position[floors[i].cells][:, None] * levels + np.arange(levels)).ravel())
-            bounds.append(offset / scale)
+        _add_cuts(program, current, x, position, rows, columns, bounds)
         matrix = sparse.csr_array(
             (
                 -np.concatenate(rows),
@@ -197,4 +226,58 @@ def _solve(program: _Program, live: Sequence[int]) -> tuple[Array, int] | None:
         current = {i: c for i, c in checked.items() if c[0] < -FLOOR_TOLERANCE * program.scale(floors[i])}
         if not current:
             return x, rounds
-    return None
+    return _finish(program, list(current), x)
+
+
+def _certain(program: _Program, live: Sequence[int], used: Index) -> Array | None:
+    """The program with the means taken for exact; None when its floors cannot be met."""
+    cells = program.cells
+    position = np.full(len(cells.weight), -1)
+    position[used] = np.arange(len(used))
+    nothing = np.zeros_like(cells.grams)
+    needed = [-float((program.contrast(program.floors[i], nothing) * program.mean).sum()) for i in live]
+    solved, met = solve_certain(
+        cells.grams[used],
+        program.mean[cells.estimate[used]],
+        cells.weight[used],
+        [position[program.floors[i].cells] for i in live],
+        np.array(needed),
+    )
+    if not met:
+        return None
+    x = _at_l0(cells)
+    x[used] = solved
+    return x
+
+
+def _add_cuts(
+    program: _Program,
+    found: Mapping[int, tuple[float, Array]],
+    x: Array,
+    position: Index,
+    rows: list[Array],
+    columns: list[Index],
+    bounds: list[float],
+) -> None:
+    """Append `value + slope (x' - x) >= 0` for each floor, in units of its L0 quality."""
+    levels = x.shape[1]
+    for number, (value, slope) in found.items():
+        floor = program.floors[number]
+        scale = program.scale(floor)
+        rows.append(slope.ravel() / scale)
+        columns.append((position[floor.cells][:, None] * levels + np.arange(levels)).ravel())
+        bounds.append((value - float((slope * x[floor.cells]).sum())) / scale)
+
+
+def _finish(program: _Program, open_floors: Sequence[int], x: Array) -> tuple[Array, int] | None:
+    """Floors the cuts have not settled in `MAX_ROUNDS` are met by moving towards L0; only if they share no cell."""
+    everything = np.concatenate([floor.cells for floor in program.floors])
+    if len(np.unique(everything)) < len(everything):
+        return None
+    for number in open_floors:
+        floor = program.floors[number]
+        moved = _towards_l0(program, floor, x)
+        if moved is None:
+            return None
+        x[floor.cells] = moved
+    return x, MAX_ROUNDS

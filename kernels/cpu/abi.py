@@ -12,6 +12,7 @@ class Packing(IntEnum):
 
     BF16 = 0
     INT4 = 1
+    INT8 = 2
 
 
 class LinearABI(ctypes.Structure):
@@ -114,8 +115,7 @@ class LayerABI(ctypes.Structure):
         ("k_norm", c_void_p),
         ("qkv", LinearABI),
         ("out", LinearABI),
-        ("gate", LinearABI),
-        ("up", LinearABI),
+        ("gate_up", LinearABI),
         ("down", LinearABI),
         ("k_cache", c_void_p),
         ("v_cache", c_void_p),
@@ -129,7 +129,6 @@ class ModelABI(ctypes.Structure):
         ("embedding", c_void_p),
         ("final_norm", c_void_p),
         ("cos_sin", c_void_p),
-        ("lm_head", LinearABI),
         ("k_block_stride", c_int64),
         ("k_head_stride", c_int64),
         ("v_block_stride", c_int64),
@@ -154,11 +153,9 @@ class StepABI(ctypes.Structure):
         ("query_start", c_void_p),
         ("context_lens", c_void_p),
         ("block_tables", c_void_p),
-        ("logit_rows", c_void_p),
-        ("logits", c_void_p),
+        ("hidden", c_void_p),
         ("workspace", c_void_p),
         ("table_stride", c_int64),
         ("num_tokens", c_int32),
         ("num_requests", c_int32),
-        ("num_logits", c_int32),
     ]

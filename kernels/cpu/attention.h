@@ -5,6 +5,10 @@
 // context only: not on its neighbours, the number of threads, or whether it came as a decode or inside a prefill.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
 #include "simd.h"
 
 namespace gs {
@@ -33,17 +37,36 @@ struct Attention {
   float scale;
 };
 
-class Team;
-
-// The parts of one step's attention, worked out once and shared by every layer.
+// Neighbouring query tokens of one request that are computed together.
 struct Block {
   int32_t request, token, num_tokens;  // tokens [token, token + num_tokens) of the packed batch
   int32_t position;                    // of the first token
 };
-int plan_blocks(const Attention& attention, Block* blocks);  // blocks may be null: counts only
 
-void attend(const Attention& attention, const Block& block, int kv_head);
-void attend_all(Team& team, const Attention& attention, const Block* blocks, int num_blocks);
+struct Task {
+  const Block* block;
+  int kv_head;
+};
+
+std::vector<Block> plan_blocks(const Attention& attention);
+
+// Computes one task; at its end the first keys of `next` come to the cache.
+void attend(const Attention& attention, const Task& task, const Task& next);
+
+// All tasks, the last tokens of a prefill first: they see the most keys. `before(task)` runs on the same thread.
+template <class Before>
+void attend_all(Team& team, const Attention& attention, const std::vector<Block>& blocks, const Before& before) {
+  const int heads = attention.num_kv_heads, count = int(blocks.size()) * heads;
+  const auto task_at = [&](int i) {
+    const int task = std::max(0, count - 1 - i);
+    return Task{&blocks[task / heads], task % heads};
+  };
+  team.share(count, [&](int i) {
+    before(task_at(i));
+    attend(attention, task_at(i), task_at(i + team.size));
+  });
+}
+
 void attention(const Attention& attention);
 
 }  // namespace gs

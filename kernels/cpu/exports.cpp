@@ -26,7 +26,7 @@ const char* gs_instruction_set() {
 #endif
 }
 
-int gs_int4_supported() { return gs::int4_supported(); }
+int gs_blocks_supported() { return gs::blocks_supported(); }
 
 long gs_packed_bytes(int n, int k, int packing) {
   const gs::Linear shape{nullptr, nullptr, n, k, packing};
@@ -40,6 +40,10 @@ void gs_pack_bf16(const void* weight, int n, int k, void* panels) {
 void gs_pack_int4(const void* codes, const void* scales, const void* minimums, int n, int k, void* panels) {
   gs::pack_int4(static_cast<const uint8_t*>(codes), static_cast<const uint16_t*>(scales),
                 static_cast<const uint16_t*>(minimums), n, k, panels);
+}
+
+void gs_pack_int8(const void* codes, const void* scales, int n, int k, void* panels) {
+  gs::pack_int8(static_cast<const int8_t*>(codes), static_cast<const uint16_t*>(scales), n, k, panels);
 }
 
 void gs_linear(const gs::Linear* linear, const void* x, long stride, int rows, void* y, int y_is_float) {

@@ -20,6 +20,7 @@ struct Buffers {
   bf16* q;          // [T, heads D]
   bf16* attended;   // [T, heads D]
   bf16* activated;  // [T, intermediate]
+  float* gate_up;   // [T, 2 intermediate], or nothing where gate and up share no panel
   long bytes;
 
   Buffers(const Model& m, long tokens, void* workspace) {
@@ -36,6 +37,7 @@ struct Buffers {
     take(q, tokens * width);
     take(attended, tokens * width);
     take(activated, tokens * m.intermediate);
+    take(gate_up, m.intermediate % kPanel == 0 ? 0 : tokens * 2 * m.intermediate);
     bytes = next - static_cast<char*>(workspace);
   }
 };
@@ -62,8 +64,7 @@ class Pass {
     attention_.block_size = m_.block_size;
     attention_.is_float = 0;
     attention_.scale = m_.scale;
-    blocks_.resize(plan_blocks(attention_, nullptr));
-    plan_blocks(attention_, blocks_.data());
+    blocks_ = plan_blocks(attention_);
   }
 
   void run(Team& team) const {
@@ -76,7 +77,7 @@ class Pass {
       activate(team, layer);
       add_projection(team, layer.down, b_.activated, m_.intermediate);
     }
-    logits(team);
+    finish(team);
   }
 
  private:
@@ -88,13 +89,11 @@ class Pass {
 
   float* residual(long token) const { return b_.residual + token * m_.hidden; }
 
-  // Normed rows as input of a linear; `row_of(i)` is the residual row of the i-th.
-  template <class RowOf>
-  const bf16* normed(Team& team, const float* weight, int rows, const RowOf& row_of) const {
+  // The residual's rows, normed, as input of a linear.
+  const bf16* normed(Team& team, const float* weight) const {
+    const int rows = s_.num_tokens;
     bf16* to = b_.normed;
-    const auto norm = [&](int i) {
-      rms_norm_row(residual(row_of(i)), weight, to + long(i) * m_.hidden, m_.hidden, m_.eps);
-    };
+    const auto norm = [&](int i) { rms_norm_row(residual(i), weight, to + long(i) * m_.hidden, m_.hidden, m_.eps); };
     if (rows <= kOwnNormRows) {
       to += long(team.rank) * kOwnNormRows * m_.hidden;
       for (int i = 0; i < rows; i++) norm(i);
@@ -106,22 +105,20 @@ class Pass {
     return to;
   }
 
-  const bf16* normed(Team& team, const float* weight) const {
-    return normed(team, weight, s_.num_tokens, [](int i) { return i; });
-  }
-
   void project_qkv(Team& team, const Layer& layer) const {
     const bf16* x = normed(team, layer.input_norm);
-    store_product(team, layer.qkv, x, m_.hidden, s_.num_tokens, b_.qkv);
+    store_product(team, layer.qkv, x, b_.qkv);
   }
 
-  static void store_product(Team& team, const Linear& linear, const bf16* x, long stride, int rows, float* to) {
+  void store_product(Team& team, const Linear& linear, const bf16* x, float* to) const {
     team.share(linear.num_panels(), [&](int panel) {
       const long first = long(panel) * kPanel;
       const size_t bytes = std::min<long>(kPanel, linear.n - first) * sizeof(float);
-      multiply_panel(linear, panel, panel + team.size, x, stride, rows, [&](int row, int count, const float* tile) {
-        for (int r = 0; r < count; r++) std::memcpy(to + (row + r) * long(linear.n) + first, tile + r * kPanel, bytes);
-      });
+      multiply_panel(linear, panel, panel + team.size, x, m_.hidden, s_.num_tokens,
+                     [&](int row, int count, const float* tile) {
+                       for (int r = 0; r < count; r++)
+                         std::memcpy(to + (row + r) * long(linear.n) + first, tile + r * kPanel, bytes);
+                     });
     });
   }
 
@@ -148,18 +145,13 @@ class Pass {
     attention.k_cache = layer.k_cache;
     attention.v_cache = layer.v_cache;
     attention.window = layer.window;
-    const int heads = m_.num_kv_heads;
-    const int count = int(blocks_.size());
-    const bool apart = count == s_.num_requests;
+    const bool apart = int(blocks_.size()) == s_.num_requests;
     if (!apart)
-      team.share(count, [&](int i) {
-        for (int head = 0; head < heads; head++) rotate_and_write(layer, blocks_[i], head);
+      team.share(int(blocks_.size()), [&](int i) {
+        for (int head = 0; head < m_.num_kv_heads; head++) rotate_and_write(layer, blocks_[i], head);
       });
-    team.share(count * heads, [&](int i) {
-      const int task = count * heads - 1 - i;
-      const Block& block = blocks_[task / heads];
-      if (apart) rotate_and_write(layer, block, task % heads);
-      attend(attention, block, task % heads);
+    attend_all(team, attention, blocks_, [&](const Task& task) {
+      if (apart) rotate_and_write(layer, *task.block, task.kv_head);
     });
   }
 
@@ -193,31 +185,51 @@ class Pass {
   // activated = silu(gate) * up
   void activate(Team& team, const Layer& layer) const {
     const bf16* x = normed(team, layer.post_norm);
-    team.share(layer.gate.num_panels(), [&](int panel) {
+    if (m_.intermediate % kPanel == 0)
+      activate_by_panel(team, layer.gate_up, x);
+    else
+      activate_by_row(team, layer.gate_up, x);
+  }
+
+  // Where no panel holds outputs of both, the panel of the gate and that of `up` are computed together.
+  void activate_by_panel(Team& team, const Linear& gate_up, const bf16* x) const {
+    const int panels = m_.intermediate / kPanel;
+    team.share(panels, [&](int panel) {
       alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
-      const int first = panel * kPanel;
-      const int columns = std::min(kPanel, m_.intermediate - first);
-      const bf16* gate_panel = expanded_panel(layer.gate, panel, s_.num_tokens, 0);
-      const bf16* up_panel = expanded_panel(layer.up, panel, s_.num_tokens, 1);
+      const bf16* gate_panel = expanded_panel(gate_up, panel, s_.num_tokens, 0);
+      const bf16* up_panel = expanded_panel(gate_up, panels + panel, s_.num_tokens, 1);
       for (int row = 0; row < s_.num_tokens; row += kTileRows) {
         const int count = std::min(kTileRows, s_.num_tokens - row);
         const bf16* rows = x + long(row) * m_.hidden;
-        multiply_tile(layer.gate, panel, gate_panel, rows, m_.hidden, count, gate,
-                      lines_ahead(layer.gate, panel + team.size, row));
-        multiply_tile(layer.up, panel, up_panel, rows, m_.hidden, count, up,
-                      lines_ahead(layer.up, panel + team.size, row));
+        multiply_tile(gate_up, panel, gate_panel, rows, m_.hidden, count, gate,
+                      lines_ahead(gate_up, panel + team.size, row));
+        multiply_tile(gate_up, panels + panel, up_panel, rows, m_.hidden, count, up,
+                      lines_ahead(gate_up, panels + panel + team.size, row));
         for (int r = 0; r < count; r++)
-          for (int c = 0; c < columns; c += kLanes)
-            store(b_.activated + long(row + r) * m_.intermediate + first + c,
-                  silu(load(gate + r * kPanel + c)) * load(up + r * kPanel + c));
+          activate_row(gate + r * kPanel, up + r * kPanel, activated(row + r) + panel * kPanel, kPanel);
       }
     });
   }
 
-  void logits(Team& team) const {
-    if (s_.num_logits == 0) return;
-    const bf16* x = normed(team, m_.final_norm, s_.num_logits, [&](int i) { return s_.logit_rows[i]; });
-    store_product(team, m_.lm_head, x, m_.hidden, s_.num_logits, s_.logits);
+  void activate_by_row(Team& team, const Linear& gate_up, const bf16* x) const {
+    store_product(team, gate_up, x, b_.gate_up);
+    team.share(s_.num_tokens, [&](int token) {
+      const float* row = b_.gate_up + token * 2l * m_.intermediate;
+      activate_row(row, row + m_.intermediate, activated(token), m_.intermediate);
+    });
+  }
+
+  static void activate_row(const float* gate, const float* up, bf16* to, int columns) {
+    for (int c = 0; c < columns; c += kLanes) store(to + c, silu(load(gate + c)) * load(up + c));
+  }
+
+  bf16* activated(long token) const { return b_.activated + token * m_.intermediate; }
+
+  void finish(Team& team) const {
+    team.share((s_.num_tokens + kNormRowsPerTask - 1) / kNormRowsPerTask, [&](int task) {
+      for (int i = task * kNormRowsPerTask; i < std::min(s_.num_tokens, (task + 1) * kNormRowsPerTask); i++)
+        rms_norm_row(residual(i), m_.final_norm, s_.hidden + long(i) * m_.hidden, m_.hidden, m_.eps);
+    });
   }
 
   const Model& m_;

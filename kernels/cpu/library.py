@@ -37,6 +37,7 @@ class Library:
         self.packed_bytes = _function(library, "gs_packed_bytes", c_long, c_int, c_int, c_int)
         self.pack_bf16 = _function(library, "gs_pack_bf16", None, c_void_p, c_int, c_int, c_void_p)
         self.pack_int4 = _function(library, "gs_pack_int4", None, c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p)
+        self.pack_int8 = _function(library, "gs_pack_int8", None, c_void_p, c_void_p, c_int, c_int, c_void_p)
         self.linear = _function(
             library, "gs_linear", None, POINTER(abi.LinearABI), c_void_p, c_long, c_int, c_void_p, c_int
         )
@@ -47,7 +48,7 @@ class Library:
         self.workspace_bytes = _function(library, "gs_workspace_bytes", c_long, POINTER(abi.ModelABI), c_int)
         self.forward = _function(library, "gs_forward", None, POINTER(abi.ModelABI), POINTER(abi.StepABI))
         self.instruction_set = str(_function(library, "gs_instruction_set", c_char_p)().decode())
-        self.has_int4 = bool(_function(library, "gs_int4_supported", c_int)())
+        self.has_blocks = bool(_function(library, "gs_blocks_supported", c_int)())
         self.set_threads(usable_cores())
 
 

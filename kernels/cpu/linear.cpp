@@ -20,26 +20,30 @@ template <int Rows>
 void multiply_bf16(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, float* out,
                    const char* ahead) {
   f32x16 acc[Rows][kPanelVectors] = {};
-  multiply_pairs<Rows, kPanelVectors>(x, stride, expanded, linear.k / 2, acc, ahead);
+  // A few rows of bf16 weights run at the speed of memory, where the hardware prefetcher does as well.
+  multiply_pairs<Rows, kPanelVectors, (Rows > kDirectRows)>(x, stride, expanded, linear.k / 2, acc, ahead);
   store_tile<Rows>(linear, panel, acc, out);
 }
 
 #if defined(__AVX512BF16__)
+
+inline __m512i twice_low() { return _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0); }
+inline __m512i twice_high() { return _mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8); }
 
 // A block of 32 inputs x 16 outputs: 16 half scales, 16 half minimums, then 4 vectors of 4-bit codes. Nibble n of
 // 32-bit lane l in vector i is the code of input 8i + 2(n / 2) + l % 2 and output l / 2 + 8 (n % 2): expanding the
 // nibbles 2j and 2j + 1 and narrowing both gives one vector of pairs as `dot_pairs` reads it.
 class Int4Expander {
  public:
+  static constexpr int kBytes = kInt4BlockBytes;
+
   explicit Int4Expander(const char* block) : codes_(block + 64) {
-    const __m512i twice_low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i twice_high = _mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8);
     const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
     const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 32)));
-    scale_low_ = _mm512_permutexvar_ps(twice_low, scale);
-    scale_high_ = _mm512_permutexvar_ps(twice_high, scale);
-    minimum_low_ = _mm512_permutexvar_ps(twice_low, minimum);
-    minimum_high_ = _mm512_permutexvar_ps(twice_high, minimum);
+    scale_low_ = _mm512_permutexvar_ps(twice_low(), scale);
+    scale_high_ = _mm512_permutexvar_ps(twice_high(), scale);
+    minimum_low_ = _mm512_permutexvar_ps(twice_low(), minimum);
+    minimum_high_ = _mm512_permutexvar_ps(twice_high(), minimum);
   }
 
   // The weights of inputs 8i + 2j and 8i + 2j + 1 for the sixteen outputs, rounded to bf16.
@@ -57,14 +61,41 @@ class Int4Expander {
   __m512 scale_low_, scale_high_, minimum_low_, minimum_high_;
 };
 
-template <int Rows>
-void multiply_int4(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
+// A block of 32 inputs x 16 outputs: 16 half scales, then for each pair of inputs two vectors of 16 signed codes, lane l
+// holding input l % 2 of output l / 2, and of output l / 2 + 8.
+class Int8Expander {
+ public:
+  static constexpr int kBytes = kInt8BlockBytes;
+
+  explicit Int8Expander(const char* block) : codes_(block + 32) {
+    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
+    scale_low_ = _mm512_permutexvar_ps(twice_low(), scale);
+    scale_high_ = _mm512_permutexvar_ps(twice_high(), scale);
+  }
+
+  u32x16 pairs(int i, int j) const {
+    const char* codes = codes_ + 32 * (4 * i + j);
+    return (u32x16)_mm512_cvtne2ps_pbh(_mm512_mul_ps(widen(codes + 16), scale_high_),
+                                      _mm512_mul_ps(widen(codes), scale_low_));
+  }
+
+ private:
+  static __m512 widen(const char* codes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
+  }
+
+  const char* codes_;
+  __m512 scale_low_, scale_high_;
+};
+
+template <int Rows, class Expander>
+void multiply_blocks(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
   const char* block = linear.panel(panel);
   f32x16 acc[Rows][kPanelVectors] = {};
-  for (int k = 0; k < linear.k; k += kInt4Block)
+  for (int k = 0; k < linear.k; k += kBlock)
 #pragma GCC unroll 8
-    for (int v = 0; v < kPanelVectors; v++, block += kInt4BlockBytes) {
-      const Int4Expander expander(block);
+    for (int v = 0; v < kPanelVectors; v++, block += Expander::kBytes) {
+      const Expander expander(block);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++)
 #pragma GCC unroll 4
@@ -78,41 +109,52 @@ void multiply_int4(const Linear& linear, int panel, const bf16* x, long stride, 
   store_tile<Rows>(linear, panel, acc, out);
 }
 
-const bf16* expand_int4(const Linear& linear, int panel, int slot) {
-  static thread_local std::vector<u32x16> slots[2];
-  std::vector<u32x16>& scratch = slots[slot];
-  scratch.resize(std::max<size_t>(scratch.size(), long(linear.k) / 2 * kPanelVectors));
+template <class Expander>
+void expand_blocks(const Linear& linear, int panel, u32x16* to) {
   const char* block = linear.panel(panel);
-  for (int k = 0; k < linear.k; k += kInt4Block)
-    for (int v = 0; v < kPanelVectors; v++, block += kInt4BlockBytes) {
-      const Int4Expander expander(block);
-      u32x16* to = scratch.data() + long(k) / 2 * kPanelVectors + v;
+  for (int k = 0; k < linear.k; k += kBlock, to += kBlock / 2 * kPanelVectors)
+    for (int v = 0; v < kPanelVectors; v++, block += Expander::kBytes) {
+      const Expander expander(block);
       for (int i = 0; i < 4; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) to[(4 * i + j) * kPanelVectors] = expander.pairs(i, j);
+        for (int j = 0; j < 4; j++) to[(4 * i + j) * kPanelVectors + v] = expander.pairs(i, j);
     }
-  return reinterpret_cast<const bf16*>(scratch.data());
+}
+
+template <int Rows>
+void multiply_codes(const Linear& linear, int panel, const bf16* x, long stride, float* out) {
+  if (linear.packing == kInt4)
+    multiply_blocks<Rows, Int4Expander>(linear, panel, x, stride, out);
+  else
+    multiply_blocks<Rows, Int8Expander>(linear, panel, x, stride, out);
+}
+
+void expand_codes(const Linear& linear, int panel, u32x16* to) {
+  if (linear.packing == kInt4)
+    expand_blocks<Int4Expander>(linear, panel, to);
+  else
+    expand_blocks<Int8Expander>(linear, panel, to);
 }
 
 #else
 
 template <int Rows>
-void multiply_int4(const Linear&, int, const bf16*, long, float*) {}
-const bf16* expand_int4(const Linear&, int, int) { return nullptr; }
+void multiply_codes(const Linear&, int, const bf16*, long, float*) {}
+void expand_codes(const Linear&, int, u32x16*) {}
 
 #endif
 
 template <int Rows>
 void multiply(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, float* out,
               const char* ahead) {
-  if constexpr (Rows <= kDirectInt4Rows)
-    if (!expanded) return multiply_int4<Rows>(linear, panel, x, stride, out);
+  if constexpr (Rows <= kDirectRows)
+    if (!expanded) return multiply_codes<Rows>(linear, panel, x, stride, out);
   multiply_bf16<Rows>(linear, panel, expanded, x, stride, out, ahead);
 }
 
 }  // namespace
 
-bool int4_supported() {
+bool blocks_supported() {
 #if defined(__AVX512BF16__)
   return true;
 #else
@@ -137,7 +179,7 @@ void pack_bf16(const bf16* weight, int n, int k, void* panels) {
 
 void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minimums, int n, int k, void* panels) {
   const int num_panels = (n + kPanel - 1) / kPanel;
-  const int blocks = k / kInt4Block;
+  const int blocks = k / kBlock;
   parallel(threads(), [&](Team& team) {
     team.share(num_panels, [&](int panel) {
       char* to = static_cast<char*>(panels) + long(panel) * blocks * kPanelVectors * kInt4BlockBytes;
@@ -150,8 +192,8 @@ void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* min
           for (int lane = 0; lane < kLanes && first + lane < n; lane++) {
             half[lane] = scales[(first + lane) * blocks + b];
             half[kLanes + lane] = minimums[(first + lane) * blocks + b];
-            for (int input = 0; input < kInt4Block; input++) {
-              const uint32_t code = codes[(first + lane) * k + b * kInt4Block + input] & 15u;
+            for (int input = 0; input < kBlock; input++) {
+              const uint32_t code = codes[(first + lane) * k + b * kBlock + input] & 15u;
               const int nibble = 2 * (input % 8 / 2) + lane / 8;
               packed[input / 8 * kLanes + 2 * (lane % 8) + input % 2] |= code << (4 * nibble);
             }
@@ -161,9 +203,35 @@ void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* min
   });
 }
 
+void pack_int8(const int8_t* codes, const uint16_t* scales, int n, int k, void* panels) {
+  const int num_panels = (n + kPanel - 1) / kPanel;
+  const int blocks = k / kBlock;
+  parallel(threads(), [&](Team& team) {
+    team.share(num_panels, [&](int panel) {
+      char* to = static_cast<char*>(panels) + long(panel) * blocks * kPanelVectors * kInt8BlockBytes;
+      for (int b = 0; b < blocks; b++)
+        for (int v = 0; v < kPanelVectors; v++, to += kInt8BlockBytes) {
+          std::memset(to, 0, kInt8BlockBytes);
+          const long first = long(panel) * kPanel + v * kLanes;
+          for (int lane = 0; lane < kLanes && first + lane < n; lane++) {
+            std::memcpy(to + 2 * lane, scales + (first + lane) * blocks + b, 2);
+            const int8_t* from = codes + (first + lane) * k + b * kBlock;
+            for (int input = 0; input < kBlock; input++)
+              to[32 + input / 2 * 32 + lane / 8 * 16 + lane % 8 * 2 + input % 2] = char(from[input]);
+          }
+        }
+    });
+  });
+}
+
 const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot) {
   if (linear.packing == kBf16) return reinterpret_cast<const bf16*>(linear.panel(panel));
-  return rows > kDirectInt4Rows ? expand_int4(linear, panel, slot) : nullptr;
+  if (rows <= kDirectRows) return nullptr;
+  static thread_local std::vector<u32x16> slots[2];
+  std::vector<u32x16>& scratch = slots[slot];
+  scratch.resize(std::max<size_t>(scratch.size(), long(linear.k) / 2 * kPanelVectors));
+  expand_codes(linear, panel, scratch.data());
+  return reinterpret_cast<const bf16*>(scratch.data());
 }
 
 void multiply_tile(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, int rows,

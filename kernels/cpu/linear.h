@@ -1,8 +1,8 @@
 // Linear layers `[T, K] x [N, K]^T` over weights packed in panels of 48 outputs.
 //
 // One accumulator per output runs over K from the first to the last pair, whatever the number of rows: a row's result
-// is the same bits at every batch size. The 4-bit form expands to the very bf16 weights the bf16 form stores, so the
-// two forms give the same bits too.
+// is the same bits at every batch size. The 4-bit and 8-bit forms expand to the very bf16 weights the bf16 form
+// stores, so all forms give the same bits too.
 #pragma once
 
 #include "simd.h"
@@ -12,11 +12,12 @@ namespace gs {
 constexpr int kPanelVectors = 3;
 constexpr int kPanel = kPanelVectors * kLanes;  // outputs of one panel
 constexpr int kTileRows = 8;                    // rows computed at once: 8 x 3 accumulators in 32 registers
-constexpr int kDirectInt4Rows = 4;              // up to here, 4-bit codes are expanded in registers
-constexpr int kInt4Block = 32;                  // inputs that share a scale and a minimum
-constexpr int kInt4BlockBytes = kLanes * 2 * 2 + kLanes * kInt4Block / 2;
+constexpr int kDirectRows = 4;                  // up to here, codes are expanded in registers
+constexpr int kBlock = 32;                      // inputs that share a scale
+constexpr int kInt4BlockBytes = kLanes * 2 * 2 + kLanes * kBlock / 2;  // of 16 outputs
+constexpr int kInt8BlockBytes = kLanes * 2 + kLanes * kBlock;
 
-enum Packing : int32_t { kBf16 = 0, kInt4 = 1 };
+enum Packing : int32_t { kBf16 = 0, kInt4 = 1, kInt8 = 2 };
 
 // Mirrors kernels/cpu/abi.py.
 struct Linear {
@@ -27,21 +28,22 @@ struct Linear {
 
   int num_panels() const { return (n + kPanel - 1) / kPanel; }
   long panel_bytes() const {
-    return packing == kBf16 ? long(k) * kPanel * 2 : long(k / kInt4Block) * kPanelVectors * kInt4BlockBytes;
+    if (packing == kBf16) return long(k) * kPanel * 2;
+    return long(k / kBlock) * kPanelVectors * (packing == kInt4 ? kInt4BlockBytes : kInt8BlockBytes);
   }
   const char* panel(int index) const { return static_cast<const char*>(panels) + index * panel_bytes(); }
 };
 
-// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2]. While it computes, one cache line
-// of `ahead` (may be null) is fetched for each pair.
-template <int Rows, int Vectors>
+// acc[r][v] += x[r][0..2*pairs) . panel, a panel laid out as [pair][vector][lane][2]. With `Fetch`, one cache line of
+// `ahead` is fetched for each pair meanwhile.
+template <int Rows, int Vectors, bool Fetch = false>
 inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pairs, f32x16 (&acc)[Rows][Vectors],
                            const char* ahead = nullptr) {
   for (int p = 0; p < pairs; p++) {
     u32x16 w[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; v++) w[v] = load_as<u32x16>(panel + (long(p) * Vectors + v) * 2 * kLanes);
-    if (Rows == kTileRows) __builtin_prefetch(ahead + p * 64l, 0, 2);
+    if constexpr (Fetch) __builtin_prefetch(ahead + p * 64l, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; r++) {
       const u32x16 pair = broadcast_pair(x + r * stride + 2 * p);
@@ -51,13 +53,15 @@ inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pa
   }
 }
 
-bool int4_supported();
+bool blocks_supported();  // the 4-bit and 8-bit forms
 
 void pack_bf16(const bf16* weight, int n, int k, void* panels);
 // codes [N, K] 0..15; scales and minimums [N, K / 32] as IEEE half bits.
 void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minimums, int n, int k, void* panels);
+// codes [N, K] signed; scales as above.
+void pack_int8(const int8_t* codes, const uint16_t* scales, int n, int k, void* panels);
 
-// The bf16 form of a panel: the panel itself, or its 4-bit codes expanded into scratch of this thread (two slots); null
+// The bf16 form of a panel: the panel itself, or its codes expanded into scratch of this thread (two slots); null
 // where `multiply_tile` expands as it goes, which is faster for few rows.
 const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot);
 
@@ -68,7 +72,7 @@ inline const char* lines_ahead(const Linear& linear, int next, int row) {
 }
 
 // Up to kTileRows rows of one panel, bias added, into out[row * kPanel]. `expanded`: from `expanded_panel`, or null to
-// expand 4-bit codes on the way.
+// expand codes on the way.
 void multiply_tile(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, int rows,
                    float* out, const char* ahead);
 

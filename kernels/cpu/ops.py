@@ -84,6 +84,34 @@ def _caches_covered(k_cache: torch.Tensor, v_cache: torch.Tensor, dtype: torch.d
     )
 
 
+def check_metadata(metadata: AttentionMetadata, tokens: int) -> None:
+    """Refuse metadata that the library would misread.
+
+    Raises:
+        ValueError: a dtype or shape differs from `AttentionMetadata`'s, or the arrays speak of other numbers of tokens.
+    """
+    requests = metadata.context_lens.shape[0]
+    expected = {
+        "query_start": (torch.int32, (requests + 1,)),
+        "context_lens": (torch.int32, (requests,)),
+        "slot_mapping": (torch.int64, (tokens,)),
+        "positions": (torch.int64, (tokens,)),
+        "block_tables": (torch.int32, (requests, metadata.block_tables.shape[-1])),
+    }
+    for name, (dtype, shape) in expected.items():
+        array = getattr(metadata, name)
+        if array.dtype is not dtype or array.shape != shape or array.device.type != "cpu":
+            raise ValueError(
+                f"metadata.{name} must be {dtype} {shape} on the CPU, not {array.dtype} {tuple(array.shape)}"
+            )
+
+
+def _check_heads(q: torch.Tensor, *others: torch.Tensor) -> None:
+    for other in others:
+        if other.shape[-1] != q.shape[-1] or q.shape[1] % other.shape[1]:
+            raise ValueError(f"queries {tuple(q.shape)} do not fit keys or values {tuple(other.shape)}")
+
+
 def _heads_packed(x: torch.Tensor) -> bool:
     return x.stride(2) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[2])
 
@@ -105,6 +133,10 @@ def rope_and_write_kv(
         return None
     if not (_caches_covered(k_cache, v_cache, q.dtype) and cos_sin.is_contiguous() and cos_sin.dtype is torch.float32):
         return None
+    check_metadata(metadata, tokens)
+    _check_heads(q, k, v, k_cache, v_cache)
+    if not k.shape[:2] == v.shape[:2] == (tokens, k_cache.shape[1]) or v_cache.shape[1:] != k_cache.shape[1:]:
+        raise ValueError(f"keys {tuple(k.shape)}, values {tuple(v.shape)} and caches do not fit each other")
     out = torch.empty((tokens, num_heads, head_dim), dtype=q.dtype)
     positions, slots = metadata.positions.contiguous(), metadata.slot_mapping.contiguous()
     library.rope_and_write_kv(
@@ -145,12 +177,14 @@ def paged_attention(
     window: int | None = None,
 ) -> torch.Tensor | None:
     library = native_library()
-    _, num_heads, head_dim = q.shape
+    num_heads, head_dim = q.shape[1:]
     num_kv_heads = k_cache.shape[1]
     if library is None or q.dtype not in _DTYPES or head_dim % LANES or head_dim > MAX_HEAD_DIM:
         return None
     if num_heads // num_kv_heads > MAX_GROUP or not _heads_packed(q) or not _caches_covered(k_cache, v_cache, q.dtype):
         return None
+    check_metadata(metadata, q.shape[0])
+    _check_heads(q, k_cache, v_cache)
     out = torch.empty(q.shape, dtype=q.dtype)
     query_start, context_lens = metadata.query_start.contiguous(), metadata.context_lens.contiguous()
     tables = metadata.block_tables

@@ -11,7 +11,7 @@ from kernels.cpu.library import Library, native_library
 from kernels.cpu.memory import empty_huge
 
 PANEL = 48  # outputs of one panel, as in linear.h
-INT4_BLOCK = 32
+BLOCK = 32
 
 
 class PackedLinear:
@@ -79,14 +79,36 @@ def pack_int4(
     None where the library or the CPU cannot, for other block sizes, and where a scale or minimum is not exactly an
     IEEE half (GGUF's are): the packed form must expand to the same weights as `Int4Blocks.dequantize`.
     """
-    library = native_library()
+    library = _library_for_blocks(codes, block)
+    half_scales, half_minimums = _exact_halves(scales), _exact_halves(minimums)
+    if library is None or half_scales is None or half_minimums is None:
+        return None
     n, k = codes.shape
-    if library is None or not library.has_int4 or block != INT4_BLOCK or k % block or codes.device.type != "cpu":
-        return None
-    half_scales, half_minimums = (values.half().contiguous() for values in (scales, minimums))
-    if not (torch.equal(half_scales.float(), scales) and torch.equal(half_minimums.float(), minimums)):
-        return None
     codes = codes.contiguous()
     panels = empty_huge(library.packed_bytes(n, k, Packing.INT4))
     library.pack_int4(codes.data_ptr(), half_scales.data_ptr(), half_minimums.data_ptr(), n, k, panels.data_ptr())
     return PackedLinear(library, panels, bias, (n, k), Packing.INT4)
+
+
+def pack_int8(codes: torch.Tensor, scales: torch.Tensor, block: int, bias: torch.Tensor | None) -> PackedLinear | None:
+    """Pack 8-bit blocks of 32 inputs (fields as in `Int8Blocks`); None in the cases of `pack_int4`."""
+    library = _library_for_blocks(codes, block)
+    half_scales = _exact_halves(scales)
+    if library is None or half_scales is None:
+        return None
+    n, k = codes.shape
+    codes = codes.contiguous()
+    panels = empty_huge(library.packed_bytes(n, k, Packing.INT8))
+    library.pack_int8(codes.data_ptr(), half_scales.data_ptr(), n, k, panels.data_ptr())
+    return PackedLinear(library, panels, bias, (n, k), Packing.INT8)
+
+
+def _library_for_blocks(codes: torch.Tensor, block: int) -> Library | None:
+    library = native_library()
+    covered = block == BLOCK and codes.shape[1] % block == 0 and codes.device.type == "cpu"
+    return library if library is not None and library.has_blocks and covered else None
+
+
+def _exact_halves(values: torch.Tensor) -> torch.Tensor | None:
+    halves = values.half().contiguous()
+    return halves if torch.equal(halves.float(), values) else None

@@ -68,6 +68,7 @@ class Pool {
 
   bool serves(int size) const { return size_ == size && getpid() == owner_; }
 
+  // Workers that have not woken by the time the work is done are not waited for.
   void run(Work work, void* argument) {
     work_ = work;
     argument_ = argument;
@@ -75,17 +76,18 @@ class Pool {
       stages_[i].claimed.store(0, std::memory_order_relaxed);
       stages_[i].done.store(0, std::memory_order_relaxed);
     }
-    running_.store(size_ - 1, std::memory_order_relaxed);
+    inside_.store(0, std::memory_order_release);
     start_.fetch_add(1, std::memory_order_release);
     start_.notify_all();
-    used_ = enter(0);
-    for (uint32_t left = running_.load(std::memory_order_acquire); left != 0;
-         left = running_.load(std::memory_order_acquire))
-      wait_change(running_, left);
+    used_ = take_part(0);
+    for (int inside = inside_.fetch_or(kClosed) | kClosed; inside != kClosed; inside = inside_.load())
+      wait_change(inside_, inside);
   }
 
  private:
-  int enter(int rank) {
+  static constexpr int kClosed = 1 << 30;
+
+  int take_part(int rank) {
     Team team;
     team.rank = rank;
     team.size = size_;
@@ -94,14 +96,23 @@ class Pool {
     return team.used_;
   }
 
+  bool enter() {
+    int inside = inside_.load();
+    while (!(inside & kClosed))
+      if (inside_.compare_exchange_weak(inside, inside + 1)) return true;
+    return false;
+  }
+
   void serve(int rank) {
     uint32_t seen = 0;
     while (true) {
       wait_change(start_, seen);
       seen = start_.load(std::memory_order_acquire);
       if (stop_) return;
-      enter(rank);
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+      if (!enter()) continue;
+      take_part(rank);
+      inside_.fetch_sub(1);
+      inside_.notify_one();
     }
   }
 
@@ -113,7 +124,7 @@ class Pool {
   std::unique_ptr<Stage[]> stages_ = std::make_unique<Stage[]>(kMaxStages);
   int used_ = 0;
   alignas(64) std::atomic<uint32_t> start_{0};
-  alignas(64) std::atomic<uint32_t> running_{0};
+  alignas(64) std::atomic<int> inside_{kClosed};  // workers taking part, and whether no more may
   std::atomic<bool> stop_{false};
 };
 

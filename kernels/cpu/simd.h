@@ -126,21 +126,27 @@ inline f32x16 minimum(f32x16 a, f32x16 b) {
 #endif
 }
 
+template <int Distance>
+inline f32x16 rotate_lanes(f32x16 v) {
+  i32x16 from;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) from[i] = (i + Distance) % kLanes;
+  return __builtin_shuffle(v, from);
+}
+
 // Always the same tree of additions.
 inline float sum(f32x16 v) {
-  float lane[kLanes];
-  std::memcpy(lane, &v, sizeof lane);
-  for (int width = 8; width >= 1; width /= 2)
-    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-  return lane[0];
+  v = v + rotate_lanes<8>(v);
+  v = v + rotate_lanes<4>(v);
+  v = v + rotate_lanes<2>(v);
+  return (v + rotate_lanes<1>(v))[0];
 }
 
 inline float largest(f32x16 v) {
-  float lane[kLanes];
-  std::memcpy(lane, &v, sizeof lane);
-  for (int width = 8; width >= 1; width /= 2)
-    for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-  return lane[0];
+  v = maximum(v, rotate_lanes<8>(v));
+  v = maximum(v, rotate_lanes<4>(v));
+  v = maximum(v, rotate_lanes<2>(v));
+  return maximum(v, rotate_lanes<1>(v))[0];
 }
 
 // 2^x by a degree-6 Taylor polynomial on [-0.5, 0.5] (relative error below 2e-7); 0 below -126, held at

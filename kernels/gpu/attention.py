@@ -1,11 +1,15 @@
-"""Paged attention of a mixed batch: the decodes in front by one kernel, the chunks behind them by another."""
+"""Paged attention of a mixed batch: the decodes in front by one kernel, the chunks behind them by another.
+
+In deterministic mode one pair of kernels serves both alike.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from kernels.gpu import checks
+from kernels.gpu import checks, tuning
 from kernels.gpu.attention_decode import decode_attention
+from kernels.gpu.attention_invariant import invariant_attention
 from kernels.gpu.attention_prefill import prefill_attention
 from kernels.gpu.definitions import QUANTIZED_DTYPES, KVScales
 from kernels.metadata import AttentionMetadata
@@ -48,6 +52,9 @@ def paged_attention(
     checks.same_device(q=q, k_cache=k_cache, context_lens=metadata.context_lens, block_tables=metadata.block_tables)
 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if tuning.deterministic():
+        invariant_attention(out, q, k_cache, v_cache, metadata, scale, window, scales)
+        return out
     if metadata.num_decodes > 0:
         decode_attention(out, q, k_cache, v_cache, metadata, scale, window, scales)
     if metadata.num_decodes < num_requests and q.shape[0] > metadata.num_decodes:
@@ -62,6 +69,10 @@ def check_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, scales: KVScales |
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         checks.dtype(name, cache, *checks.FLOATS, *QUANTIZED_DTYPES)
         checks.dense_tail(name, cache, dims=2)
+    checks.require(
+        k_cache.dtype is not torch.float8_e4m3fn or tuning.traits(k_cache.device).capability >= 89,
+        "an fp8 cache needs compute capability 8.9; use int8 on this card",
+    )
     checks.require(k_cache.dtype == v_cache.dtype, "k_cache and v_cache must share one dtype")
     checks.require(
         (scales is not None) == (k_cache.dtype in QUANTIZED_DTYPES),

@@ -174,8 +174,7 @@ def gumbel_sample(
     greedy = temperatures == 0
     scaled = logits.float() / torch.where(greedy, 1.0, temperatures)[:, None]
     noisy = scaled + gumbel_noise(seeds, positions, logits.shape[1])
-    kept = scaled >= thresholds[:, None]
-    noisy = torch.where(kept & (scaled > -torch.inf), noisy, -torch.inf)
+    noisy = torch.where(scaled >= thresholds[:, None], noisy, -torch.inf)
     return greedy_argmax(torch.where(greedy[:, None], logits.float(), noisy))
 
 
@@ -263,7 +262,12 @@ def quantize_int4(weight: torch.Tensor, block: int = 32) -> Int4Blocks:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor | Int8Channels | Int4Blocks) -> torch.Tensor:
-    """`x @ w.T` for x `[M, K]`, the weight rounded to the dtype of x, sums in fp32: `[M, N]` in the dtype of x."""
+    """`x @ w.T` for x `[M, K]`, sums in fp32: `[M, N]` in the dtype of x.
+
+    4-bit weights are rounded to the dtype of x first; the scale of an int8 channel multiplies its sum.
+    """
+    if isinstance(weight, Int8Channels):
+        return ((x.float() @ weight.codes.float().T) * weight.scales).to(x.dtype)
     dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
     return (x.float() @ dense.to(x.dtype).float().T).to(x.dtype)
 

@@ -7,14 +7,19 @@ form, which `load_table` reads.
 
 from __future__ import annotations
 
+import enum
 import functools
+import json
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-MEASURED_ON: str | None = None
+# Which card the tables below were measured on; None while they only follow from compiled kernels.
+measured_on: str | None = None
+MANY = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,14 @@ class PrefillConfig:
     num_stages: int
 
 
+class PackedFormat(enum.IntEnum):
+    """How the weight of a linear layer lies in memory."""
+
+    DENSE = 0
+    INT8 = 1
+    INT4 = 2
+
+
 @dataclass(frozen=True, slots=True)
 class LinearConfig:
     """`block_m` tokens by `block_n` outputs, `block_k` inputs a step."""
@@ -64,6 +77,7 @@ class LinearConfig:
 _DECODE_SMALL: dict[tuple[int, int], DecodeConfig] = {
     (1, 128): DecodeConfig(tile=64, num_warps=4, num_stages=5, programs_per_sm=2),
     (2, 128): DecodeConfig(tile=32, num_warps=4, num_stages=5, programs_per_sm=2),
+    (2, 256): DecodeConfig(tile=32, num_warps=4, num_stages=5, programs_per_sm=1),
     (4, 128): DecodeConfig(tile=32, num_warps=4, num_stages=3, programs_per_sm=1),
     (4, 256): DecodeConfig(tile=16, num_warps=4, num_stages=3, programs_per_sm=1),
 }
@@ -76,6 +90,8 @@ _PREFILL_SMALL: dict[tuple[int, int], PrefillConfig] = {
     (1, 128): PrefillConfig(block_m=64, tile=64, num_warps=8, num_stages=3),
     (2, 64): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
     (2, 128): PrefillConfig(block_m=128, tile=32, num_warps=8, num_stages=3),
+    (1, 256): PrefillConfig(block_m=64, tile=16, num_warps=8, num_stages=3),
+    (2, 256): PrefillConfig(block_m=64, tile=32, num_warps=8, num_stages=3),
     (4, 256): PrefillConfig(block_m=32, tile=16, num_warps=4, num_stages=1),
 }
 PREFILL: dict[tuple[int, int, int], PrefillConfig] = {
@@ -83,10 +99,30 @@ PREFILL: dict[tuple[int, int, int], PrefillConfig] = {
     (90, 1, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
     (90, 2, 64): PrefillConfig(block_m=128, tile=128, num_warps=8, num_stages=3),
     (90, 2, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
+    (90, 1, 256): PrefillConfig(block_m=64, tile=32, num_warps=8, num_stages=3),
+    (90, 2, 256): PrefillConfig(block_m=64, tile=64, num_warps=8, num_stages=3),
     **{(120, *key): config for key, config in _PREFILL_SMALL.items()},
 }
-# One split size for every batch in deterministic mode, in keys.
-FIXED_SPLIT = 1024
+# Keyed (format, bytes of one activation, tokens at most); the last entry of a format serves any number of tokens.
+LINEAR: dict[tuple[PackedFormat, int, int], LinearConfig] = {
+    (PackedFormat.DENSE, 2, 16): LinearConfig(16, 64, 128, num_warps=4, num_stages=4, programs_per_sm=2),
+    (PackedFormat.DENSE, 2, 64): LinearConfig(64, 64, 64, num_warps=4, num_stages=4, programs_per_sm=2),
+    (PackedFormat.DENSE, 2, MANY): LinearConfig(128, 128, 64, num_warps=8, num_stages=3, programs_per_sm=1),
+    (PackedFormat.DENSE, 4, MANY): LinearConfig(16, 32, 32, num_warps=4, num_stages=2, programs_per_sm=2),
+    (PackedFormat.INT8, 2, 16): LinearConfig(16, 64, 128, num_warps=4, num_stages=5, programs_per_sm=2),
+    (PackedFormat.INT8, 2, 64): LinearConfig(64, 64, 64, num_warps=4, num_stages=4, programs_per_sm=2),
+    (PackedFormat.INT8, 2, MANY): LinearConfig(128, 128, 64, num_warps=8, num_stages=3, programs_per_sm=1),
+    (PackedFormat.INT8, 4, MANY): LinearConfig(16, 32, 32, num_warps=4, num_stages=2, programs_per_sm=2),
+    (PackedFormat.INT4, 2, 16): LinearConfig(16, 128, 64, num_warps=4, num_stages=5, programs_per_sm=3),
+    (PackedFormat.INT4, 2, 64): LinearConfig(64, 128, 64, num_warps=4, num_stages=4, programs_per_sm=2),
+    (PackedFormat.INT4, 2, MANY): LinearConfig(128, 128, 64, num_warps=8, num_stages=3, programs_per_sm=1),
+    (PackedFormat.INT4, 4, MANY): LinearConfig(16, 32, 64, num_warps=4, num_stages=2, programs_per_sm=2),
+}
+# The entry that serves every batch in deterministic mode.
+FIXED_LINEAR_TOKENS = 64
+# Keys of one segment in deterministic mode, a multiple of every tile, and the most memory its partial results may take.
+SEGMENT = 1024
+SEGMENT_WORKSPACE_BYTES = 512 << 20
 MAX_SPLITS = 64
 
 _deterministic = False
@@ -95,7 +131,7 @@ assumed_traits = DeviceTraits(capability=90, num_sms=132)
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Fixed split sizes and one linear configuration: a row's result no longer depends on the rest of its batch."""
+    """Fixed segments of keys and one linear configuration: a request's results depend on nothing else of a batch."""
     global _deterministic
     _deterministic = enabled
 
@@ -140,13 +176,56 @@ def prefill_config(device: torch.device, element_bytes: int, head_dim: int, grou
 
 
 def num_splits(device: torch.device, config: DecodeConfig, programs: int, reach: int) -> int:
-    """Splits along the keys: fixed-size ones in deterministic mode, else as many as fill the card.
+    """As many splits along the keys as fill the card.
 
-    `programs` is the grid without splits, `reach` the most keys a request sees. A request's window may start inside a
-    tile, which costs it one tile more.
+    `programs` is the grid without splits, `reach` the most keys a request sees.
     """
-    if deterministic():
-        return max(1, math.ceil((reach + config.tile) / FIXED_SPLIT))
     slots = traits(device).num_sms * config.programs_per_sm
     wanted = math.ceil(0.9 * slots / max(1, programs))
     return max(1, min(wanted, MAX_SPLITS, math.ceil(reach / config.min_split)))
+
+
+def linear_config(kind: PackedFormat, activation_bytes: int, tokens: int) -> LinearConfig:
+    """The entry of the table for so many tokens; one for all of them in deterministic mode."""
+    wanted = FIXED_LINEAR_TOKENS if deterministic() else tokens
+    limits = [key[2] for key in LINEAR if key[:2] == (kind, activation_bytes) and key[2] >= wanted]
+    return LINEAR[kind, activation_bytes, min(limits)]
+
+
+def linear_splits(device: torch.device, config: LinearConfig, n_blocks: int, steps: int, tokens: int) -> int:
+    """Splits of the inputs that fill the card with the outputs' blocks alone, each of at least 4 steps.
+
+    Never more than one where many tokens fill the card themselves, but for deterministic mode, where the batch has no
+    say.
+    """
+    if tokens > FIXED_LINEAR_TOKENS and not deterministic():
+        return 1
+    wanted = traits(device).num_sms * config.programs_per_sm // n_blocks
+    return max(1, min(wanted, 16, steps // 4))
+
+
+def tables() -> dict[str, dict[Any, Any]]:
+    return {"decode": DECODE, "prefill": PREFILL, "linear": LINEAR}
+
+
+def load_table(path: Path) -> None:
+    """Put measured entries, written by `gridserve bench kernels --sweep`, in place of the ones here.
+
+    Raises `ValueError` when the file is not such a table.
+    """
+    global measured_on
+    makers = {"decode": DecodeConfig, "prefill": PrefillConfig, "linear": LinearConfig}
+    try:
+        content = json.loads(path.read_text())
+        found = []
+        for entry in content["entries"]:
+            key = tuple(entry["key"])
+            if entry["table"] == "linear":
+                key = (PackedFormat(key[0]), *key[1:])
+            found.append((entry["table"], key, makers[entry["table"]](**entry["config"])))
+        card = str(content["measured_on"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no table of `gridserve bench kernels --sweep`: {error!r}") from error
+    for name, key, config in found:
+        tables()[name][key] = config
+    measured_on = card

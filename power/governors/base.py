@@ -44,9 +44,10 @@ class EngineView:
     """The engine at a moment.
 
     `waiting_tokens`: prompt tokens not yet computed, waiting or running; `oldest_wait_s`: age of the oldest
-    request without a first token; `prompt_tokens_per_s`: recent arrivals; `prompt_p99_tokens`: a long prompt of
-    the recent past; `step_s` and `step_tokens`: mean duration and prompt tokens of recent steps; `*_p99_s`:
-    measured over the recent window, `None` without enough requests.
+    request without a first token; `prompt_tokens_per_s`: recent arrivals; `output_tokens_per_s`: arrivals times
+    the mean answer length, what the load will come to ask for (`None`: unknown); `prompt_p99_tokens`: a long
+    prompt of the recent past; `step_s` and `step_tokens`: mean duration and prompt tokens of recent steps;
+    `*_p99_s`: measured over the recent window, `None` without enough requests.
     """
 
     running: int
@@ -55,6 +56,7 @@ class EngineView:
     waiting_tokens: int = 0
     oldest_wait_s: float = 0.0
     prompt_tokens_per_s: float = 0.0
+    output_tokens_per_s: float | None = None
     prompt_p99_tokens: int = 512
     max_step_tokens: int = 2048
     max_running: int = 256
@@ -90,6 +92,7 @@ class Memory:
     lower_wish_since_s: float | None = None
     step_correction: float = 1.0
     guard_until_s: float = 0.0
+    caution: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class Observation:
 
     @property
     def top_mhz(self) -> int:
-        return self.clocks_mhz[-1]
+        """0 where no clocks are known."""
+        return self.clocks_mhz[-1] if self.clocks_mhz else 0
 
     @property
     def current_mhz(self) -> int:

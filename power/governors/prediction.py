@@ -1,7 +1,8 @@
 """What the twin says of a clock: latency and J/token for the engine's present load.
 
-Arrivals do not slow down with the clock, so at a lower clock more sequences run at once (Little's law): the batch
-is scaled with the step time until both agree.
+Arrivals do not slow down with the clock, so at a lower clock more sequences run at once (Little's law): batch and
+step time are iterated until the batch draws tokens as fast as the load asks for them. The batch is never taken
+below the present one, which needs time to drain.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from power.governors.base import EngineView
 from power.twin import Demand, StepWork, Twin, combine, decode_work, prefill_work
 
-ITERATIONS = 6
+ITERATIONS = 8
+CONVERGED = 0.01
+LONGEST_STEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +32,35 @@ class Forecast:
 def step_of(engine: EngineView, running: float, step_s: float) -> StepWork:
     """A mean step: every running sequence draws a token, and the prompts that arrive meanwhile are computed."""
     prompt = min(engine.prompt_tokens_per_s * step_s, float(engine.max_step_tokens))
-    context = engine.kv_tokens / max(engine.running, 1)
-    decode = decode_work(max(1, round(running)), context)
+    sequences = max(1, round(running))
+    cached = round(sequences * engine.kv_tokens / max(engine.running, 1))
     if prompt < 1.0:
-        return decode
-    sequences = prompt / max(engine.prompt_p99_tokens / 2, 1)
+        return StepWork(decode_sequences=sequences, decode_kv_tokens=cached)
+    prompts = round(prompt / max(engine.prompt_p99_tokens / 2, 1))
     pairs = prompt * engine.prompt_p99_tokens / 4
-    return combine([decode, StepWork(round(prompt), round(sequences), round(prompt), pairs)])
+    return StepWork(round(prompt), prompts, round(prompt), pairs, sequences, cached)
 
 
-def forecast(twin: Twin, engine: EngineView, clock_mhz: int, now_mhz: int, correction: float) -> Forecast:
-    """Latency at `clock_mhz` for a load now served at `now_mhz`; `correction` is measured over predicted step time."""
+def asked_tokens_per_s(twin: Twin, engine: EngineView, now_mhz: int) -> float:
+    """Output tokens/s the load asks for: as observed, else what is drawn now at `now_mhz`."""
+    if engine.output_tokens_per_s is not None:
+        return engine.output_tokens_per_s
     running = float(max(engine.running, 1))
-    now_s = _steady_step(twin, engine, running, now_mhz)
-    step_s, batch = now_s, running
+    return running / _steady_step(twin, engine, running, now_mhz)
+
+
+def forecast(twin: Twin, engine: EngineView, clock_mhz: int, asked_per_s: float, correction: float) -> Forecast:
+    """Latency at `clock_mhz` for a load of `asked_per_s` output tokens/s; `correction` is measured over predicted
+    step time."""
+    running = float(max(engine.running, 1))
+    step_s, batch = running / asked_per_s if asked_per_s > 0 else 0.01, running
     for _ in range(ITERATIONS):
-        step_s = _predict_s(twin, twin.demand(step_of(engine, batch, step_s)), clock_mhz)
-        batch = running * step_s / now_s if now_s > 0 else running
-        if batch > engine.max_running:
+        before = batch
+        step_s = _predict_s(twin, twin.demand(step_of(engine, batch, min(step_s, LONGEST_STEP_S))), clock_mhz)
+        batch = max(running, asked_per_s * step_s * correction)
+        if batch > engine.max_running or abs(batch - before) < CONVERGED * batch:
             break
-    work = step_of(engine, min(batch, engine.max_running), step_s)
-    step = twin.predict(work, clock_mhz)
+    step = twin.predict(step_of(engine, min(batch, engine.max_running), step_s), clock_mhz)
     tpot = step.duration_s * correction
     chunk = max(1, engine.max_step_tokens - round(batch))
     backlog = engine.waiting_tokens

@@ -9,23 +9,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from power.governors.base import Decision, EngineView, Memory, Observation, Setpoint, Slo
-from power.governors.prediction import Forecast, forecast, predicted_step_s
+from power.governors.prediction import Forecast, asked_tokens_per_s, forecast, predicted_step_s
 from power.governors.stability import Bounds, Stability, unsure
 from power.twin import Twin
+
+SETTLE_S = 1.2
+"""After a switch the measured mean still holds steps of the old clock: nothing is learnt from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SloSlackGovernor:
     """`margin`: share of the SLO a prediction may use; `guard`: share at which measured latency ends the slack for
-    `guard_s`; `learning`: weight of a new step-time ratio; `trusted`: corrections outside are not believed."""
+    `guard_s`; `headroom`: growth of the load to be ready for, `leave_headroom` while at the
+    driver's default (near saturation nothing is given away); each breach raises the caution (up to `max_caution`),
+    which fades by `forgetting` with each quiet decision; `learning`: weight of a new step-time ratio; `trusted`:
+    corrections outside are not believed."""
 
     twin: Twin
     bounds: Bounds = field(default_factory=Bounds)
     stability: Stability = field(default_factory=Stability)
-    margin: float = 0.8
+    margin: float = 0.85
     guard: float = 0.97
     guard_s: float = 5.0
+    headroom: float = 1.08
+    leave_headroom: float = 1.2
     learning: float = 0.2
+    forgetting: float = 0.0005
+    max_caution: float = 2.0
     trusted: tuple[float, float] = (0.3, 3.0)
     name: str = "slo_slack"
 
@@ -34,27 +44,45 @@ class SloSlackGovernor:
         if engine is None or slo is None or not observation.clocks_mhz:
             missing = "no engine view" if engine is None else "no SLO" if slo is None else "no supported clocks"
             return unsure(observation, memory, missing, self.bounds, self.stability)
+        if engine.running and engine.output_tokens_per_s is None:
+            return unsure(observation, memory, "too few answers to know the load", self.bounds, self.stability)
         memory = self.corrected(observation, engine, memory)
         low, high = self.trusted
         if not low <= memory.step_correction <= high:
             reason = f"measured steps are {memory.step_correction:.2f} times the predicted"
             return unsure(observation, memory, reason, self.bounds, self.stability)
         breach = over_slo(engine, slo, self.guard)
-        if breach is not None:
-            memory = replace(memory, guard_until_s=observation.time_s + self.guard_s)
+        if breach is None:
+            memory = replace(memory, caution=max(1.0, memory.caution * (1.0 - self.forgetting)))
+        elif observation.time_s >= memory.guard_until_s:
+            caution = min(self.max_caution, memory.caution * 1.15)
+            memory = replace(memory, guard_until_s=observation.time_s + self.guard_s, caution=caution)
         if observation.time_s < memory.guard_until_s:
             reason = breach or "latency was near the SLO"
             return unsure(observation, memory, reason, self.bounds, self.stability)
-        chosen = self.choose(observation, engine, slo, memory.step_correction)
+        engine = self.with_headroom(engine, at_default=observation.current.sm_clock_mhz is None)
+        chosen = self.choose(observation, engine, slo, memory.step_correction, memory.caution)
         if chosen is None:
             return unsure(observation, memory, "no clock keeps the SLO", self.bounds, self.stability)
         reason = f"predicted TTFT {chosen.ttft_s * 1e3:.0f} ms, TPOT {chosen.tpot_s * 1e3:.1f} ms"
-        now = forecast(self.twin, engine, observation.current_mhz, observation.current_mhz, memory.step_correction)
+        asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
+        now = forecast(self.twin, engine, observation.current_mhz, asked, memory.step_correction)
         saving_w = now.power_w - chosen.power_w
         wanted = Setpoint(chosen.clock_mhz)
         return self.stability.settle(observation, wanted, memory, reason, self.bounds, saving_w)
 
-    def choose(self, observation: Observation, engine: EngineView, slo: Slo, correction: float) -> Forecast | None:
+    def with_headroom(self, engine: EngineView, *, at_default: bool) -> EngineView:
+        """The load as it may become within a few seconds."""
+        output, headroom = engine.output_tokens_per_s, self.leave_headroom if at_default else self.headroom
+        return replace(
+            engine,
+            prompt_tokens_per_s=engine.prompt_tokens_per_s * headroom,
+            output_tokens_per_s=output * headroom if output is not None else None,
+        )
+
+    def choose(
+        self, observation: Observation, engine: EngineView, slo: Slo, correction: float, caution: float = 1.0
+    ) -> Forecast | None:
         """The cheapest forecast among those that keep the SLO; `None` when none does.
 
         Latency falls with the clock, so the feasible clocks are found by bisection and then walked upwards while
@@ -63,13 +91,14 @@ class SloSlackGovernor:
         clocks = observation.clocks_mhz
         floor = self.bounds.min_mhz or 0
         candidates = [clock for clock in clocks if clock >= floor]
-        now = observation.current_mhz
+        asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
 
         def look(index: int) -> Forecast:
-            return forecast(self.twin, engine, candidates[index], now, correction)
+            return forecast(self.twin, engine, candidates[index], asked, correction)
 
         def keeps(found: Forecast) -> bool:
-            fits = found.ttft_s <= self.margin * slo.ttft_s and found.tpot_s <= self.margin * slo.tpot_s
+            share = self.margin / caution
+            fits = found.ttft_s <= share * slo.ttft_s and found.tpot_s <= share * slo.tpot_s
             return fits and found.feasible_load
 
         if not candidates or not keeps(look(len(candidates) - 1)):
@@ -90,6 +119,8 @@ class SloSlackGovernor:
     def corrected(self, observation: Observation, engine: EngineView, memory: Memory) -> Memory:
         """Fold the latest measured step time into the correction."""
         if engine.step_s is None or (engine.running == 0 and engine.step_tokens < 1.0):
+            return memory
+        if observation.time_s - observation.since_s < SETTLE_S:
             return memory
         reading = observation.reading
         clock = reading.sm_clock_mhz if reading is not None and reading.sm_clock_mhz else observation.current_mhz

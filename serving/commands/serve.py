@@ -49,9 +49,21 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key-file", type=Path, metavar="F", help="keys that may call; needed beyond loopback")
     parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="Host header to serve")
     parser.add_argument("--max-queued-requests", type=int, default=256, metavar="N", help="then 429 (%(default)s)")
+    planes = parser.add_argument_group("power and carbon")
+    planes.add_argument("--policy", type=Path, metavar="F", help="policy file: power, carbon, directives, tenants")
+    planes.add_argument(
+        "--device",
+        metavar="D",
+        help="what power is measured on: auto, nvml, rapl, simulated:h100-sxm ... (default: auto; none for nothing)",
+        default="auto",
+    )
+    planes.add_argument("--powerd", type=Path, metavar="SOCKET", help="socket of gridserve-powerd, to control clocks")
+    planes.add_argument("--learned", type=Path, metavar="FOLDER", help="what the carbon plane learned before")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
-    engine.add_argument("--weight-format", default="bf16", choices=("fp32", "bf16", "int4"), help="(%(default)s)")
+    engine.add_argument(
+        "--weight-format", default="auto", choices=("auto", "fp32", "bf16", "int4"), help="(%(default)s)"
+    )
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and output together")
     engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
     engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
@@ -86,9 +98,12 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
     from engine.config import EngineConfig
     from engine.messages import Loading
     from engine.model_store import resolve_model
-    from kernels.linear import WeightFormat
+    from kernels.weight_format import WeightFormat
+    from power.device import DeviceError
     from serving.auth import ApiKeys
-    from serving.server import run_server
+    from serving.policy.load import load_policy
+    from serving.policy.problems import PolicyError
+    from serving.server import ServerOptions, run_server
     from serving.settings import ApiSettings
     from serving.terminal import Progress
 
@@ -107,7 +122,7 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
                 model=str(path),
                 model_id=arguments.served_model_name or arguments.model,
                 device=arguments.compute,
-                weight_format=WeightFormat(arguments.weight_format),
+                weight_format=None if arguments.weight_format == "auto" else WeightFormat(arguments.weight_format),
                 max_model_len=arguments.max_model_len,
                 max_num_seqs=arguments.max_num_seqs,
                 max_num_batched_tokens=arguments.max_num_batched_tokens,
@@ -120,8 +135,20 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
                 allowed_hosts=tuple(arguments.allowed_host),
                 max_queued_requests=arguments.max_queued_requests,
             )
-            uvloop.run(run_server(config, settings, arguments.port, on_loading, on_ready))
-        except (EngineStartError, ModelUnavailableError, ValueError, OSError) as error:
+            policy = load_policy(arguments.policy).policy if arguments.policy else None
+            options = ServerOptions(
+                config,
+                settings,
+                arguments.port,
+                policy,
+                power_device=None if arguments.device == "none" else arguments.device,
+                powerd_socket=arguments.powerd,
+                learned=arguments.learned,
+            )
+            uvloop.run(run_server(options, on_loading, on_ready))
+        except PolicyError as error:
+            raise CommandError(f"the policy cannot be used:\n{error}") from error
+        except (EngineStartError, ModelUnavailableError, DeviceError, ValueError, OSError) as error:
             raise CommandError(str(error)) from error
     return 0
 

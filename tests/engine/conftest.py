@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +98,16 @@ def paged_run() -> type[PagedRun]:
 
 
 @pytest.fixture(scope="session")
-def transformers() -> Any:
-    """The transformers library, quiet."""
+def transformers() -> Iterator[Any]:
+    """The transformers library, quiet and offline."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import transformers as library
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-    return library
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield library
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +127,7 @@ def permute_rows(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def write_gguf() -> Callable[..., Path]:
-    """Writes a model as a GGUF file, matrices in the given type: `write_gguf(path, config, tensors, kind, **extra)`."""
+    """Writes a model as a GGUF file, matrices as `kind`, or as `kinds` says for one by its name."""
 
     def write(
         path: Path,
@@ -134,6 +136,7 @@ def write_gguf() -> Callable[..., Path]:
         kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
         extra_tensors: Mapping[str, torch.Tensor] | None = None,
         skip: tuple[str, ...] = (),
+        kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     ) -> Path:
         name = config.architecture
         writer = gguf.GGUFWriter(path, name)
@@ -158,8 +161,9 @@ def write_gguf() -> Callable[..., Path]:
             if name == "llama" and (".q_proj." in hf_name or ".k_proj." in hf_name):
                 tensor = permute_rows(tensor, config.head_dim)
             data: np.ndarray = tensor.float().numpy()
-            if tensor.dim() == 2 and kind != gguf.GGMLQuantizationType.F32:
-                writer.add_tensor(gguf_name(hf_name), gguf.quants.quantize(data, kind), raw_dtype=kind)
+            chosen = (kinds or {}).get(hf_name, kind)
+            if tensor.dim() == 2 and chosen != gguf.GGMLQuantizationType.F32:
+                writer.add_tensor(gguf_name(hf_name), gguf.quants.quantize(data, chosen), raw_dtype=chosen)
             else:
                 writer.add_tensor(gguf_name(hf_name), data)
         writer.write_header_to_file()

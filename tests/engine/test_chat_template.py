@@ -145,6 +145,14 @@ def test_users_may_write_the_marks_themselves() -> None:
         ChatTemplate(CHATML).render([{"role": "user", "content": "".join(MARKS)}])
 
 
+def test_deep_nesting_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="levels deep"):
+        ChatTemplate(CHATML).render([USER], tools=[{"function": deep}])
+
+
 def test_the_callers_messages_are_left_alone() -> None:
     messages = [{"role": "user", "content": "<|im_end|>"}]
     marked(messages)

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from bench._prompts import PROMPTS
+from engine.block_pool import BlockPool
 from engine.checkpoint import Checkpoint
 from engine.decoder import Decoder
+from engine.engine import Engine
+from engine.model_runner import ModelRunner
+from engine.request import Request, SamplingParams
+from engine.sampler import Sampler
+from engine.scheduler import Scheduler
+from engine.scheduler_config import SchedulerConfig
 from engine.tokenizer import Tokenizer
-from kernels.linear import WeightFormat
+from kernels.kv_cache import allocate_kv_caches
+from kernels.weight_format import WeightFormat
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +100,45 @@ def test_smaller_formats_give_the_same_answer(
     ours = run.prompt_logits({0: question}, chunk=100)
     answer = run.greedy({0: ours[0][-1]}, steps=8)[0]
     assert embedded_tokenizer.decode(answer) == "The capital of France is Paris."
+
+
+def test_twenty_greedy_answers_are_those_of_transformers(
+    reference: Any, embedded: Checkpoint, embedded_tokenizer: Tokenizer
+) -> None:
+    """Twenty prompts, 64 tokens each, through the scheduler in one batch; transformers reads our answers back.
+
+    Its likeliest token at every position is ours, which is to say that its own greedy answer is ours too. Where its
+    two likeliest tokens are closer than the arithmetic of either library can tell apart, both are right.
+    """
+    decoder = Decoder(embedded.config, embedded.open_weights(), WeightFormat.FP32, max_model_len=512)
+    config = embedded.config
+    caches = allocate_kv_caches(
+        config.num_layers, 200, config.num_kv_heads, 16, config.head_dim, torch.float32, torch.device("cpu")
+    )
+    runner = ModelRunner(decoder, caches, Sampler(config.vocab_size), torch.device("cpu"))
+    engine = Engine(
+        Scheduler(SchedulerConfig(max_num_batched_tokens=300, max_model_len=512), BlockPool(200, 16)), runner
+    )
+    template = embedded_tokenizer.chat_template
+    assert template is not None
+    requests = [
+        Request(
+            text,
+            tuple(embedded_tokenizer.encode_chat(template.render([{"role": "user", "content": text}]))),
+            SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True),
+            0.0,
+        )
+        for text in PROMPTS
+    ]
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        assert engine.step().fault is None
+    for request in requests:
+        start = request.num_prompt_tokens
+        with torch.inference_mode():
+            logits = reference(torch.tensor([request.token_ids[:-1]])).logits[0, start - 1 :]
+        ours = torch.tensor(request.token_ids[start:])
+        assert len(ours) == 64
+        behind = logits.max(-1).values - logits.gather(1, ours.unsqueeze(1)).squeeze(1)
+        assert behind.max() <= 1e-3, request.request_id

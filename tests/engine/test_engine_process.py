@@ -241,7 +241,7 @@ def test_a_failing_device_is_reported_until_it_answers_again(tiny_model):
     front.bind("inproc://engine")
     back.connect("inproc://engine")
     front.rcvtimeo = 20_000
-    worker = Worker(back, built.engine, built.runner, built.guide_compiler, built.eos_token_ids)
+    worker = Worker(back, built.engine, built.executor, built.runner, built.guide_compiler, built.eos_token_ids)
     ended: list[object] = []
 
     def serve() -> None:

@@ -17,14 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.checkpoint import open_checkpoint
+from engine.config_reading import config_from_gguf
 from engine.decoder import Decoder
 from engine.gguf_file import GgufFile
 from engine.gguf_quants import SUPPORTED_TYPES, dequantize, int4_blocks
-from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind, config_from_gguf
+from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind
 from engine.random_model import random_model
 from engine.rope import inverse_frequencies
 from engine.weights import ROPE_FACTORS
-from kernels.linear import WeightFormat
+from kernels.weight_format import WeightFormat
 
 
 def half(block: bytes, at: int) -> float:
@@ -201,19 +202,20 @@ def test_a_model_survives_the_round_trip(name: str, write_gguf: Any, paged_run: 
 
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1])
 @pytest.mark.parametrize("weight_format", [WeightFormat.FP32, WeightFormat.INT4])
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
 def test_quantised_models_run(
-    kind: Kind, weight_format: WeightFormat, write_gguf: Any, paged_run: Any, tmp_path: Path
+    kind: Kind, weight_format: WeightFormat, name: str, write_gguf: Any, paged_run: Any, tmp_path: Path
 ) -> None:
     """In FP32 the logits are those of the dequantised weights; INT4 keeps 4-bit blocks, rows in their right order."""
-    config = MODELS["llama"]
+    config = MODELS[name]
     tensors = random_model(config, seed=2).tensors
     read = open_checkpoint(write_gguf(tmp_path / "m.gguf", config, tensors, kind)).open_weights()
-    for name, tensor in tensors.items():
+    for weight, tensor in tensors.items():
         if tensor.dim() == 2:
             rounded = gguf.quants.dequantize(gguf.quants.quantize(tensor.numpy(), kind), kind)
-            torch.testing.assert_close(read.dense(name, torch.float32).numpy(), rounded, atol=1e-6, rtol=1e-5)
-            blocks = read.int4(name)
-            assert (blocks is not None) == (kind in INT4_KINDS)
+            torch.testing.assert_close(read.dense(weight, torch.float32).numpy(), rounded, atol=1e-6, rtol=1e-5)
+            blocks = read.blocks(weight)
+            assert (blocks is not None) == (kind in (*INT4_KINDS, gguf.GGMLQuantizationType.Q8_0))
             if blocks is not None:
                 torch.testing.assert_close(blocks.dequantize().numpy(), rounded, atol=1e-6, rtol=1e-5)
     prompt = list(range(1, 20))
@@ -222,6 +224,25 @@ def test_quantised_models_run(
         for chosen in (weight_format, WeightFormat.FP32)
     )
     assert torch.nn.functional.cosine_similarity(logits, expected).min() > 0.99
+
+
+def test_a_fused_layer_of_mixed_types_is_dense(write_gguf: Any, paged_run: Any, tmp_path: Path) -> None:
+    """As in files of the K-mix kind, where values have more bits than queries and keys."""
+    config = MODELS["llama"]
+    tensors = random_model(config, seed=2).tensors
+    kinds = {f"model.layers.{layer}.self_attn.v_proj.weight": Kind.Q8_0 for layer in range(config.num_layers)}
+    read = open_checkpoint(write_gguf(tmp_path / "m.gguf", config, tensors, Kind.Q4_1, kinds=kinds)).open_weights()
+    prompt = list(range(1, 20))
+    mixed, expected = (
+        paged_run(Decoder(config, read, chosen)).prompt_logits({0: prompt}, chunk=50)[0]
+        for chosen in (WeightFormat.INT4, WeightFormat.FP32)
+    )
+    assert torch.nn.functional.cosine_similarity(mixed, expected).min() > 0.99
+
+
+def test_parts_of_a_split_file_are_refused() -> None:
+    with pytest.raises(ValueError, match="llama-gguf-split --merge"):
+        config_from_gguf({"general.architecture": "llama", "split.count": 3}, {})
 
 
 def test_llama3_rope_factors_are_applied(write_gguf: Any, paged_run: Any, tmp_path: Path) -> None:

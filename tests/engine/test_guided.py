@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from engine.guided import GuideCompiler, validate_guide
+from engine.guided import GuideCompiler
+from engine.guides import validate_guide
 from engine.request import Guide, GuideKind, Request, SamplingParams
 from engine.sampler import Sampler
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind, config_from_hf
+from engine.config_reading import config_from_hf
+from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind
 
 LLAMA31_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -229,7 +229,9 @@ def test_hub_models_come_from_the_cache_when_offline(store: Path, tmp_path: Path
     repository = tmp_path / "hub" / "models--org--model"
     snapshot = repository / "snapshots" / revision
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    config = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "architectures": ["LlamaForCausalLM"]}
+    (snapshot / "config.json").write_text(json.dumps(config))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     assert resolve_model("org/model") == snapshot
@@ -237,6 +239,9 @@ def test_hub_models_come_from_the_cache_when_offline(store: Path, tmp_path: Path
     assert [found.name for found in list_models()] == [NAME, "org/model"]
     with pytest.raises(ModelUnavailableError, match=r"cannot fetch org/other.*not in the cache.*Without a network"):
         resolve_model("org/other")
+    (snapshot / "config.json").write_text(json.dumps({**config, "architectures": ["GemmaForCausalLM"]}))
+    with pytest.raises(ValueError, match="GemmaForCausalLM is not supported"):
+        resolve_model("org/model")
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +282,13 @@ def test_pull_command_prints_the_path_and_nothing_else(
     output = capsys.readouterr()
     assert output.out == f"{embedded_model}\n"
     assert output.err == ""
+
+
+def test_the_parser_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, serving.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules or 'gguf' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_embedded_model_is_the_pinned_one(embedded_model: Path) -> None:

@@ -88,6 +88,8 @@ def test_a_row_has_the_same_bits_alone_in_a_chunk_and_beside_others(any_library,
                 query_start=torch.tensor([0, end - begin], dtype=torch.int32),
                 context_lens=torch.tensor([end], dtype=torch.int32),
                 block_tables=table,
+                slot_mapping=whole.metadata.slot_mapping[begin:end],
+                positions=whole.metadata.positions[begin:end],
             )
             out = cpu.paged_attention(whole.q[begin:end], whole.k_cache, whole.v_cache, alone, 0.125, window)
             assert torch.equal(out, together[begin:end])
@@ -123,3 +125,20 @@ def test_extreme_scores_do_not_overflow(native, paged_batch, relative_error, gat
 def test_not_covered_falls_back(native, paged_batch, relative_error):
     batch = paged_batch([1], [20], head_dim=24)
     assert cpu.paged_attention(batch.q, batch.k_cache, batch.v_cache, batch.metadata, 0.2) is None
+
+
+@pytest.mark.parametrize("name", ["query_start", "context_lens", "slot_mapping", "positions", "block_tables"])
+def test_metadata_of_another_dtype_or_shape_is_refused(native, paged_batch, name):
+    batch = paged_batch([1, 9], [50, 40])
+    value = getattr(batch.metadata, name)
+    for wrong in (value.float(), value.unsqueeze(0)):
+        batch.metadata = replace(batch.metadata, **{name: wrong})
+        with pytest.raises(ValueError, match=r"metadata\."):
+            run(batch)
+
+
+def test_heads_that_do_not_fit_are_refused(native, paged_batch):
+    batch = paged_batch([1], [20])
+    batch.q = batch.q[:, :8]
+    with pytest.raises(ValueError, match="do not fit"):
+        run(batch)

@@ -87,3 +87,13 @@ def test_ops_match_the_definitions_without_the_library(monkeypatch, paged_batch,
     assert torch.equal(out, reference.paged_attention(batch.q, batch.k_cache, batch.v_cache, batch.metadata, 0.125))
     x = torch.randn(3, 64)
     assert torch.equal(ops.silu_and_mul(x), reference.silu_and_mul(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_greedy_argmax_takes_the_first_of_equals(dtype):
+    logits = torch.randn(6, 500).to(dtype)
+    logits[0, [7, 400]] = logits[1, [499, 3]] = 9
+    logits[2, 5] = torch.nan
+    assert torch.equal(ops.greedy_argmax(logits), logits.argmax(dim=-1))
+    assert ops.greedy_argmax(logits)[:3].tolist() == [7, 3, 5]
+    assert ops.greedy_argmax(logits[:0]).shape == (0,)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
+from kernels.cpu.memory import empty_huge
 from kernels.kv_cache import allocate_kv_caches, kv_bytes_per_block
 
 
@@ -40,3 +43,13 @@ def test_a_large_cache_outlives_its_allocation():
 def test_sizes_must_be_positive():
     with pytest.raises(ValueError, match="positive"):
         allocate_kv_caches(2, 0, 3, 16, 64, torch.bfloat16, "cpu")
+
+
+def test_huge_buffers_are_zeroed_aligned_and_apart():
+    sizes = [1, 100, 64, 5 << 20, 31 << 20, 40 << 20, 7]
+    buffers = [empty_huge(size) for size in sizes]
+    spans = sorted((buffer.data_ptr(), buffer.data_ptr() + buffer.numel()) for buffer in buffers)
+    assert [buffer.numel() for buffer in buffers] == sizes
+    assert all(begin % 64 == 0 for begin, _ in spans)
+    assert all(end <= following for (_, end), (following, _) in itertools.pairwise(spans))
+    assert not any(buffer.any() for buffer in buffers)

@@ -7,7 +7,8 @@ import torch
 
 from kernels.cpu.abi import Packing
 from kernels.cpu.packing import PackedLinear
-from kernels.linear import Int4Blocks, OneDnnLinear, WeightFormat, make_linear
+from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, make_linear
+from kernels.weight_format import WeightFormat
 
 SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536), (1000, 64), (50, 32)]
 BATCHES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 127, 300)
@@ -19,6 +20,14 @@ def int4_blocks(n, k, seed=0):
         codes=torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator),
         scales=(torch.rand(n, k // 32, generator=generator) * 0.01).half().float(),
         minimums=(-torch.rand(n, k // 32, generator=generator) * 0.08).half().float(),
+    )
+
+
+def int8_blocks(n, k, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Int8Blocks(
+        codes=torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator),
+        scales=(torch.randn(n, k // 32, generator=generator) * 0.01).half().float(),
     )
 
 
@@ -53,18 +62,21 @@ def test_a_row_has_the_same_bits_at_every_batch_size_and_thread_count(native, sh
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_int4_gives_the_bits_of_the_dequantised_weight(native, shape):
-    if not native.has_int4:
+@pytest.mark.parametrize(
+    ("blocks_of", "packing", "bits"), [(int4_blocks, Packing.INT4, 5), (int8_blocks, Packing.INT8, 8.5)]
+)
+def test_blocks_give_the_bits_of_the_dequantised_weight(native, shape, blocks_of, packing, bits):
+    if not native.has_blocks:
         pytest.skip("this CPU has no avx512_bf16: INT4 falls back to BF16")
-    blocks, bias, x = int4_blocks(*shape), torch.randn(shape[0]), torch.randn(33, shape[1]).bfloat16()
+    blocks, bias, x = blocks_of(*shape), torch.randn(shape[0]), torch.randn(33, shape[1]).bfloat16()
     packed = make_linear(blocks, bias, WeightFormat.INT4)
     assert isinstance(packed, PackedLinear)
-    assert packed.packing is Packing.INT4
+    assert packed.packing is packing
     dense = make_linear(blocks.dequantize(), bias, WeightFormat.BF16)
-    for tokens in (1, 4, 5, 8, 33):
+    for tokens in (1, 2, 3, 4, 5, 8, 33):
         assert torch.equal(packed(x[:tokens]), dense(x[:tokens]))
     if shape[0] % 48 == 0:
-        assert packed.weight_bytes == shape[0] * shape[1] * 5 // 8
+        assert packed.weight_bytes == shape[0] * shape[1] * bits / 8
 
 
 def test_int4_with_scales_beyond_half_precision_is_kept_in_bf16(native):

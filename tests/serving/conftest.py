@@ -36,7 +36,17 @@ ANSWER = "The quick brown fox jumps over the lazy dog — naïvely, 世界."
 
 INFO = EngineInfo("fake/model", 512, 300, "bf16", "cpu", 64, 16, 8)
 READY = EngineHealth(True, None)
-STATS = EngineStats(1, 2, 16, 64, 100, 40, 3)
+STATS = EngineStats(
+    running=1,
+    waiting=2,
+    waiting_prefill_tokens=30,
+    oldest_waiting_arrival_s=None,
+    kv_blocks_used=16,
+    kv_blocks_total=64,
+    prefix_query_tokens=100,
+    prefix_hit_tokens=40,
+    preemptions=3,
+)
 
 
 class ByteDetokenizer:
@@ -119,7 +129,10 @@ class ByteText:
 
 @dataclass
 class FakeEngine:
-    """Answers every prompt with `answer`, rotated by the seed, then EOS; `step()` may be set to pace the tokens."""
+    """Answers every prompt with `answer`, rotated by the seed, then EOS; `step()` may be set to pace the tokens.
+
+    The k-th generation finds `k * num_cached_tokens` tokens in the prefix cache.
+    """
 
     info: EngineInfo = INFO
     health: EngineHealth = READY
@@ -147,6 +160,7 @@ class FakeEngine:
         assert generation.request_id not in self.active
         self.generations.append(generation)
         self.active.add(generation.request_id)
+        cached = self.num_cached_tokens * len(self.generations)
         sampling, done = generation.sampling, False
         tokens = self.tokens_of(generation)
         limit = min(len(tokens), sampling.max_tokens)
@@ -176,7 +190,7 @@ class FakeEngine:
                 elif sent >= limit:
                     reason = FinishReason.LENGTH
                 done = reason is not None
-                yield TokenDelta(ids, self._logprobs(ids, sampling.logprobs), reason, self.num_cached_tokens, None)
+                yield TokenDelta(ids, self._logprobs(ids, sampling.logprobs), reason, cached, None)
                 if done:
                     return
         finally:

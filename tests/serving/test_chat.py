@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -215,3 +219,79 @@ async def test_constraints_become_guides(client, engine, field, value, kind):
         assert guide.text == '{"type":"object"}'
     if field == "guided_choice":
         assert guide.text == r"(yes)|(n\(o\))"
+
+
+GUIDELLM = {
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
+    "max_completion_tokens": 20,
+    "ignore_eos": True,
+    "stream": True,
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+}
+AIPERF = {
+    "messages": [{"role": "user", "name": "u", "content": "hello"}],
+    "max_completion_tokens": 20,
+    "min_tokens": 20,
+    "ignore_eos": True,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+VLLM_BENCH = {
+    "messages": [{"role": "user", "content": "hello"}],
+    "max_completion_tokens": 20,
+    "temperature": 0.0,
+    "ignore_eos": True,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+@pytest.mark.parametrize("body", [GUIDELLM, AIPERF, VLLM_BENCH], ids=["guidellm", "aiperf", "vllm bench serve"])
+async def test_load_generators_get_what_they_count(client, engine, events, body):
+    headers = {"x-request-id": "r-1", "x-correlation-id": "c-1", "x-session-affinity": "s-1"}
+    answer = await client.post("/v1/chat/completions", json=body | {"model": "fake/model"}, headers=headers)
+    assert answer.headers["x-request-id"] == "r-1"
+    *chunks, last = events(answer.text)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 20
+    assert last["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == engine.answer[:20]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+@given(
+    answer=st.text(alphabet="abé世 ", min_size=1, max_size=30),
+    stop=st.lists(st.text(alphabet="abé世", min_size=1, max_size=4), max_size=3),
+    tokens_per_step=st.integers(1, 6),
+    max_tokens=st.integers(1, 60),
+    include=st.booleans(),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_streamed_and_whole_answers_are_one_text(
+    connect, fake, events, answer, stop, tokens_per_step, max_tokens, include, seed
+):
+    async def both():
+        engine = fake(answer=answer, tokens_per_step=tokens_per_step)
+        body = {"stop": stop, "max_tokens": max_tokens, "include_stop_str_in_output": include, "seed": seed, "n": 2}
+        async with connect(engine) as client:
+            whole = (await chat(client, logprobs=True, **body)).json()
+            options = {"include_usage": True}
+            chunks = events((await chat(client, logprobs=True, stream=True, stream_options=options, **body)).text)
+            quiet = events((await chat(client, stream=True, **body)).text)
+        assert not engine.active
+        return whole, chunks, quiet
+
+    whole, chunks, quiet = asyncio.run(both())
+    assert chunks[-1]["usage"] == whole["usage"]
+    for choice in whole["choices"]:
+        for stream in (chunks[:-1], quiet):
+            mine = [chunk["choices"][0] for chunk in stream if chunk["choices"][0]["index"] == choice["index"]]
+            assert "".join(part["delta"]["content"] for part in mine) == choice["message"]["content"]
+            assert [part["finish_reason"] for part in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+            assert mine[-1].get("stop_reason") == choice["stop_reason"]
+        mine = [chunk["choices"][0] for chunk in chunks[:-1] if chunk["choices"][0]["index"] == choice["index"]]
+        entries = [entry for part in mine if part["logprobs"] for entry in part["logprobs"]["content"]]
+        assert entries == choice["logprobs"]["content"]
+    counted = sum(len(choice["logprobs"]["content"]) for choice in whole["choices"])
+    assert counted == whole["usage"]["completion_tokens"]

@@ -44,10 +44,10 @@ json_values = st.recursive(
 def api(make_app, fake):
     engine = fake()
     engine.answer = "ab"
-    return make_app(engine, allowed_hosts=("testserver", "localhost"))
+    return make_app(engine, allowed_hosts=("testserver", "localhost"), max_body_bytes=2**26)
 
 
-def conforms(api, mode, max_examples):
+def conforms(api, mode, **how):
     schema = schemathesis.openapi.from_asgi("/openapi.json", api)
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == 10
@@ -57,7 +57,7 @@ def conforms(api, mode, max_examples):
             continue
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, **how)
         def check_case(case):
             case.call_and_validate(checks=CHECKS)
 
@@ -66,13 +66,49 @@ def conforms(api, mode, max_examples):
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_document_and_answers_agree(api, mode):
-    conforms(api, mode, max_examples=25)
+    conforms(api, mode, max_examples=25, derandomize=True)
+
+
+GOOD = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "n": 2, "logprobs": True},
+    "/v1/completions": {"prompt": ["x", "y"], "logprobs": 2},
+    "/tokenize": {"prompt": "x", "return_token_strs": True},
+    "/detokenize": {"tokens": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
+def test_good_requests_conform(api, path, more):
+    schema = schemathesis.openapi.from_asgi("/openapi.json", api)
+    case = schema[path]["POST"].Case(body=GOOD[path] | more, media_type="application/json")
+    assert case.call_and_validate(checks=CHECKS).status_code == 200
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_document_and_answers_agree_at_length(api, mode):
     conforms(api, mode, max_examples=500)
+
+
+def test_what_the_edge_answers_is_documented(api):
+    paths = json.loads(get(api, "/openapi.json").text)["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            statuses = {int(status) for status in operation["responses"]}
+            assert statuses >= {200, 400, 413, 431, 500}, path
+            assert 422 not in statuses
+            if method == "post":
+                assert statuses >= {401, 404, 408, 415, 429}, path
+
+
+def get(app, path):
+    async def send():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get(path)
+
+    return asyncio.run(send())
 
 
 def post(app, path, content):

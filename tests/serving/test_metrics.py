@@ -39,14 +39,16 @@ async def test_counts_of_requests(client, engine):
     await client.post("/v1/chat/completions", json=body | {"max_tokens": 5000})
     engine.error_after = 2
     await client.post("/v1/completions", json={"prompt": "x"})
+    engine.error_after, engine.crash_after = None, 2
+    await client.post("/v1/completions", json={"prompt": "x"})
     _, samples = await scrape(client)
     assert value(samples, "gridserve_request_success_total", finished_reason="length") == 6
     assert value(samples, "gridserve_request_success_total", finished_reason="stop") == 2
-    assert value(samples, "gridserve_request_success_total", finished_reason="error") == 1
-    assert value(samples, "gridserve_prompt_tokens_total") == 4 * 8 + 1
-    assert value(samples, "gridserve_generation_tokens_total") == 6 * 5 + 2 * 3 + 2
-    assert value(samples, "gridserve_time_to_first_token_seconds_count") == 9
-    assert value(samples, "gridserve_inter_token_latency_seconds_count") == 6 * 4 + 2 * 2 + 1
+    assert value(samples, "gridserve_request_success_total", finished_reason="error") == 2
+    assert value(samples, "gridserve_prompt_tokens_total") == 4 * 8 + 2
+    assert value(samples, "gridserve_generation_tokens_total") == 6 * 5 + 2 * 3 + 2 * 2
+    assert value(samples, "gridserve_time_to_first_token_seconds_count") == 10
+    assert value(samples, "gridserve_inter_token_latency_seconds_count") == 6 * 4 + 2 * 2 + 2 * 1
     assert value(samples, "gridserve_e2e_request_latency_seconds_count") == 4
     assert samples["gridserve_requests_rejected_total", (("status", "400"),)] == 1
     route = (("method", "POST"), ("route", "/v1/chat/completions"), ("status", "200"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import time
 
@@ -111,13 +113,44 @@ def test_a_large_head_is_answered_431(serve, engine):
     still_answers(server)
 
 
-def test_pipelined_requests_with_large_bodies_are_not_mistaken_for_heads(serve, engine):
+def test_a_head_that_begins_behind_a_large_body_is_not_mistaken_for_a_large_head(serve, engine):
     server = serve(engine, max_header_bytes=2000)
+    first = request_bytes("/detokenize", {"tokens": [120] * 3000})
+    last = request_bytes("/detokenize", {"tokens": [120] * 3000}, extra="Connection: close\r\n")
     with server.connect() as connection:
-        one = request_bytes("/detokenize", {"tokens": [120] * 5000})
-        last = request_bytes("/detokenize", {"tokens": [120] * 5000}, extra="Connection: close\r\n")
-        connection.sendall(one * 3 + last)
-        assert read_all(connection).count(b"HTTP/1.1 200") == 4
+        connection.sendall(first + last[:30])
+        received = connection.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200")
+        connection.sendall(last[30:])
+        assert (received + read_all(connection)).count(b"HTTP/1.1 200") == 2
+
+
+async def test_many_streams_of_which_some_hang_up(serve, engine):
+    engine.step = functools.partial(asyncio.sleep, 0)
+    server = serve(engine)
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=30) as client:
+
+        async def stream(number):
+            body = {"prompt": "x", "stream": True, "seed": number, "ignore_eos": True, "max_tokens": 200}
+            text = ""
+            async with client.stream("POST", "/v1/completions", json=body) as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        text += json.loads(line[6:])["choices"][0]["text"]
+                        if number % 10 == 0:
+                            return None
+            return text
+
+        texts = await asyncio.gather(*(stream(number) for number in range(100)))
+    turned = [engine.answer.encode()[k:] + engine.answer.encode()[:k] for k in range(len(engine.answer.encode()))]
+    for number, text in enumerate(texts):
+        if number % 10:
+            expected = (turned[number % len(turned)] * 10)[:200].decode("utf-8", "replace")
+            assert text == expected
+    eventually(lambda: not engine.active)
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert 'gridserve_api_sequences_in_flight{model_name="fake/model"} 0.0' in metrics
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,23 @@ def test_an_empty_file_and_a_header_alone(write: Write) -> None:
     assert trace.origin.started_at is None
 
 
+def test_reading_holds_no_more_of_a_long_file_than_of_a_short_one(write: Write) -> None:
+    import tracemalloc
+
+    path = write(
+        AZURE
+        + "".join(f"2024-05-10 {at // 3600:02d}:{at // 60 % 60:02d}:{at % 60:02d},10,1\r\n" for at in range(60_000))
+    )
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in TraceFile(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 60_000
+    assert peak < 500_000
+
+
 def test_every_layout_has_a_title_and_required_columns() -> None:
     for name, layout in LAYOUTS.items():
         assert layout.name == name

@@ -26,10 +26,8 @@ class NativeHeader(msgspec.Struct, omit_defaults=True):
     name: str
     obtained: str
     source: str
-    licence: str | None = None
     started_at: str | None = None
     seconds_of_day: float | None = None
-    seed: int | None = None
     steps: tuple[str, ...] = ()
 
 

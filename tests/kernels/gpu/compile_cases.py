@@ -6,6 +6,7 @@ import torch
 
 from kernels.gpu import ops, tuning
 from kernels.gpu.definitions import KVScales
+from kernels.gpu.linear import PackedWeight
 from kernels.metadata import AttentionMetadata
 
 Case = tuple[str, Callable[[], object]]
@@ -67,14 +68,6 @@ def decode(capability: int, depth: str) -> Iterator[Case]:
     yield "8B window", _attention(64, 64, 64, window=4096)
     yield "135M group 3", _attention(4, 4, 4, 9, 3, 64)
 
-    def deterministic() -> None:
-        tuning.set_deterministic(True)
-        try:
-            _attention(8, 8, 8)()
-        finally:
-            tuning.set_deterministic(False)
-
-    yield "8B deterministic", deterministic
     if depth == "all":
         for head_dim in (64, 80, 256):
             yield f"head_dim {head_dim}", _attention(8, 8, 8, head_dim=head_dim)
@@ -96,4 +89,115 @@ def prefill(capability: int, depth: str) -> Iterator[Case]:
             yield f"group {heads // kv_heads}", _attention(1, 8192, 0, heads, kv_heads)
 
 
-FAMILIES: dict[str, Callable[[int, str], Iterator[Case]]] = {"decode": decode, "prefill": prefill}
+def invariant(capability: int, depth: str) -> Iterator[Case]:
+    def held(run: Callable[[], object]) -> Callable[[], object]:
+        def deterministic() -> None:
+            tuning.set_deterministic(True)
+            try:
+                run()
+            finally:
+                tuning.set_deterministic(False)
+
+        return deterministic
+
+    for cache in _cache_dtypes(capability):
+        yield f"8B {cache}", held(_attention(9, 2048, 8, cache=cache))
+    yield "8B window", held(_attention(9, 2048, 8, window=4096))
+    yield "135M group 3", held(_attention(9, 2048, 8, 9, 3, 64))
+    if depth == "all":
+        yield "head_dim 256", held(_attention(9, 2048, 8, head_dim=256))
+
+
+def elementwise(capability: int, depth: str) -> Iterator[Case]:
+    for width in (576, 4096):
+        x, weight = empty(64, width), empty(width)
+        yield f"norm {width}", lambda x=x, weight=weight: ops.rms_norm(x, weight, 1e-5)
+        yield f"add norm {width}", lambda x=x, weight=weight: ops.add_rms_norm(x, x, weight, 1e-5)
+    heads = empty(64, 48, 128)[:, :32]
+    yield "head norm", lambda: ops.rms_norm(heads, empty(128), 1e-6)
+    yield "silu", lambda: ops.silu_and_mul(empty(64, 2 * 14336))
+    yield "embedding", lambda: ops.embedding(empty(64, dtype=torch.int64), empty(128256, 4096))
+    for cache in _cache_dtypes(capability):
+        yield f"rope 8B {cache}", _rope(32, 8, 128, cache)
+    yield "rope 135M", _rope(9, 3, 64, torch.bfloat16)
+    yield "rope with head norms", _rope(16, 8, 128, torch.bfloat16, q_norm=empty(128), k_norm=empty(128))
+    tables = empty(64, 512, dtype=torch.int32)
+    lengths = empty(64, dtype=torch.int32)
+    yield "step inputs", lambda: ops.step_inputs(lengths, lengths, tables, 16, 2048)
+    yield "advance", lambda: ops.advance_decodes(lengths, tables, 16)
+
+
+def _rope(heads: int, kv_heads: int, head_dim: int, cache: torch.dtype, **extra: torch.Tensor) -> Callable[[], object]:
+    caches = empty(4096, 2, kv_heads, 16, head_dim, dtype=cache)
+    scales = None
+    if cache in (torch.int8, torch.float8_e4m3fn):
+        factors = empty(2, 4096, kv_heads, 16, dtype=torch.float32)
+        scales = KVScales(factors[0], factors[1])
+    q, k, v = empty(64, heads + 2 * kv_heads, head_dim).split([heads, kv_heads, kv_heads], dim=1)
+    cos_sin = empty(8192, head_dim, dtype=torch.float32)
+    meta = metadata(64, 64, 8192, 64)
+    return lambda: ops.rope_and_write_kv(q, k, v, caches[:, 0], caches[:, 1], cos_sin, meta, scales=scales, **extra)
+
+
+def sampling(capability: int, depth: str) -> Iterator[Case]:
+    rows, vocab = 64, 128256
+    column = empty(rows, dtype=torch.float32)
+    keys = empty(rows, dtype=torch.int64)
+    slots = empty(rows, dtype=torch.int32)
+    for dtype in (torch.bfloat16, torch.float32):
+        logits = empty(rows, vocab, dtype=dtype)
+        yield f"argmax {dtype}", lambda logits=logits: ops.greedy_argmax(logits)
+        yield f"gumbel {dtype}", lambda logits=logits: ops.gumbel_sample(logits, column, column, keys, keys)
+        yield (
+            f"thresholds {dtype}",
+            lambda logits=logits: ops.sampling_thresholds(logits, column, slots, column, column),
+        )
+    counts = empty(256, vocab, dtype=torch.int32)
+    seen = empty(256, vocab, dtype=torch.bool)
+    wide = empty(rows, vocab, dtype=torch.float32)
+    yield "penalties", lambda: ops.apply_penalties(wide, slots, counts, seen, column, column, column)
+    yield "count tokens", lambda: ops.count_tokens(counts, slots, keys)
+
+
+def linear(capability: int, depth: str) -> Iterator[Case]:
+    outputs, inputs = 4096, 4096
+    scales = empty(outputs, dtype=torch.float32)
+    blocks = empty(inputs // 32, outputs, dtype=torch.float16)
+    weights = {
+        "dense": (tuning.PackedFormat.DENSE, empty(outputs, inputs), None, None),
+        "int8": (tuning.PackedFormat.INT8, empty(outputs, inputs, dtype=torch.int8), scales, None),
+        "int4": (tuning.PackedFormat.INT4, empty(inputs // 64, outputs, 32, dtype=torch.uint8), blocks, blocks),
+    }
+    for name, fields in weights.items():
+        weight = PackedWeight(*fields, outputs, inputs)
+        for tokens in (16, 64, 2048):
+            x = empty(tokens, inputs)
+            yield f"{name} {tokens} tokens", lambda x=x, weight=weight: ops.linear(x, weight)
+
+
+def variants(capability: int, depth: str) -> Iterator[Case]:
+    """Batches of many sizes: none may make a kernel compile again while it serves."""
+
+    def batches() -> None:
+        weight = PackedWeight(tuning.PackedFormat.DENSE, empty(4096, 4096), None, None, 4096, 4096)
+        for requests in (9, 10, 16):
+            _attention(requests, requests, requests)()
+            _attention(requests + 1, 1000 + requests, requests)()
+            ops.linear(empty(requests, 4096), weight)
+            ops.rms_norm(empty(requests, 4096), empty(4096), 1e-5)
+            tables, lengths = empty(requests, 3 * requests, dtype=torch.int32), empty(requests, dtype=torch.int32)
+            ops.step_inputs(lengths, lengths, tables, 16, 2 * requests)
+            ops.advance_decodes(lengths, tables, 16)
+
+    yield "batch sizes", batches
+
+
+FAMILIES: dict[str, Callable[[int, str], Iterator[Case]]] = {
+    "decode": decode,
+    "prefill": prefill,
+    "invariant": invariant,
+    "elementwise": elementwise,
+    "sampling": sampling,
+    "linear": linear,
+    "variants": variants,
+}

@@ -77,7 +77,9 @@ def compile_case(run) -> Iterator[dict[str, object]]:
         ptx = kernel.asm["ptx"]
         yield {
             "kernel": name,
+            "hash": kernel.hash,
             "shared_bytes": kernel.metadata.shared,
+            "tensor_memory_columns": getattr(kernel.metadata, "tmem_size", 0) or 0,
             "num_warps": kernel.metadata.num_warps,
             "mma": sorted(kind for kind, mark in _MMA.items() if mark in ptx),
             "async_copies": ptx.count("cp.async."),

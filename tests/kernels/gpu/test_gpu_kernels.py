@@ -19,18 +19,25 @@ import pytest
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 CHECKS = sorted(path.stem for path in (FOLDER / "checks").glob("check_*.py"))
-FAMILIES = ("decode", "prefill")
+FAMILIES = ("decode", "prefill", "invariant", "elementwise", "sampling", "linear", "variants")
 CAPABILITIES = (80, 89, 90, 100)
 # Shared memory one program may have, bytes: CUDA C++ Programming Guide, technical specifications by capability.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 REGISTER_FILE = 65536
+TENSOR_MEMORY_COLUMNS = 512
 # Registers a thread may take at most, by kernel: what the present code needs and a little room.
-REGISTER_BUDGET = {"decode_kernel": 240, "prefill_kernel": 255}
-DEFAULT_REGISTER_BUDGET = 128
-EXPECTED_MMA = {"decode_kernel": {"mma.sync"}, "prefill_kernel": {"mma.sync", "wgmma", "tcgen05"}}
-# Kernels with enough rows for the wide instructions of the newer cards must use them.
+REGISTER_BUDGET = {
+    "decode_kernel": 240,
+    "prefill_kernel": 255,
+    "segment_kernel": 255,
+    "linear_kernel": 200,
+    "add_splits_kernel": 80,
+}
+DEFAULT_REGISTER_BUDGET = 72
+MMA_KERNELS = {"decode_kernel", "prefill_kernel", "segment_kernel", "linear_kernel"}
+# Kernels with enough rows for the wide instructions of the newer cards must use them; all others use `mma.sync`.
+WIDE_KERNELS = {"prefill_kernel", "segment_kernel", "linear_kernel"}
 WIDE_MMA = {90: "wgmma", 100: "tcgen05"}
-WIDE_KERNELS = {"prefill_kernel"}
 
 
 @dataclass(frozen=True)
@@ -116,11 +123,25 @@ def faults(capability: int, case: dict[str, Any]) -> Iterator[str]:
             yield f"{name} cannot launch: {kernel['num_warps']} warps of {registers} registers"
         if kernel["shared_bytes"] > SHARED_LIMIT[capability]:
             yield f"{name} cannot launch: {kernel['shared_bytes']} bytes of shared memory"
-        wanted = EXPECTED_MMA.get(name, set())
-        if name in WIDE_KERNELS and capability in WIDE_MMA:
-            wanted = {WIDE_MMA[capability]}
-        if bool(wanted) != bool(kernel["mma"]) or not set(kernel["mma"]) <= wanted:
-            yield f"{name} multiplies with {kernel['mma'] or 'no matrix instruction'}, expected {sorted(wanted)}"
+        if kernel["tensor_memory_columns"] > TENSOR_MEMORY_COLUMNS:
+            yield f"{name} cannot launch: {kernel['tensor_memory_columns']} columns of tensor memory"
+        wanted = []
+        if name in MMA_KERNELS:
+            wanted = [WIDE_MMA.get(capability, "mma.sync") if name in WIDE_KERNELS else "mma.sync"]
+            if kernel["async_copies"] == 0:
+                yield f"{name} does not load ahead: it has no asynchronous copies"
+        if kernel["mma"] != wanted:
+            yield f"{name} multiplies with {kernel['mma']}, expected {wanted}"
+
+
+def recompiled(case: dict[str, Any]) -> Iterator[str]:
+    """Kernels of one case that were compiled more than once."""
+    hashes: dict[str, set[str]] = {}
+    for kernel in case.get("kernels", ()):
+        hashes.setdefault(kernel["kernel"], set()).add(kernel["hash"])
+    for name, found in hashes.items():
+        if len(found) > 1:
+            yield f"{name} was compiled {len(found)} times"
 
 
 def expect_within_budgets(child: Finished, capability: int, family: str) -> None:
@@ -130,6 +151,9 @@ def expect_within_budgets(child: Finished, capability: int, family: str) -> None
     found = [f"{case['case']}: {fault}" for case in cases for fault in faults(capability, case)]
     if found:
         pytest.fail("\n".join(found), pytrace=False)
+    if family == "variants":
+        again = [fault for case in cases for fault in recompiled(case)]
+        assert not again, f"the size of the batch makes kernels compile while they serve: {again}"
     assert cases, f"no variant of {family} was compiled"
 
 
@@ -159,7 +183,9 @@ def test_the_gate_reports_faults():
         "shared_bytes": 300_000,
         "num_warps": 16,
         "mma": ["mma.sync"],
+        "async_copies": 0,
+        "tensor_memory_columns": 1024,
     }
     found = "\n".join(faults(90, {"case": "made up", "kernels": [spilled]}))
-    for expected in ("spills", "warps", "shared memory", "wgmma"):
+    for expected in ("spills", "warps", "shared memory", "wgmma", "load ahead", "tensor memory"):
         assert expected in found

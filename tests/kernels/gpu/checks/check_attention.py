@@ -1,9 +1,12 @@
 """Paged attention against its definition: ragged, permuted, poisoned, split, windowed, quantised."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from kernels.gpu import definitions, ops, tuning
 from kernels.metadata import AttentionMetadata
@@ -146,8 +149,9 @@ def test_split_counts_agree(device, close, monkeypatch, splits):
 def test_padding_requests_of_a_graph_get_zeros(device, monkeypatch):
     case = make_case(device, DECODES)
     case.metadata.context_lens[-2:] = 0
-    for splits in (1, 4):
+    for splits, fixed in ((1, False), (4, False), (1, True)):
         monkeypatch.setattr(tuning, "num_splits", lambda *_, splits=splits: splits)
+        monkeypatch.setattr(tuning, "_deterministic", fixed)
         out = case.run()
         assert (out[-2:] == 0).all()
         assert out.isfinite().all()
@@ -168,30 +172,44 @@ def only(case, rows):
     return dataclasses.replace(case, q=case.q[rows], metadata=metadata)
 
 
-@pytest.mark.usefixtures("deterministic")
-def test_deterministic_decodes_do_not_depend_on_neighbours(device, monkeypatch):
-    monkeypatch.setattr(tuning, "FIXED_SPLIT", 128)
-    case = make_case(device, [(1, 300), (1, 5), (1, 128), (1, 1000)])
-    together = case.run()
-    for row in range(4):
-        assert torch.equal(only(case, [row]).run()[0], together[row])
+def cut(case, ranges):
+    """The same requests with only the query tokens `begin..end` of each; None leaves a request out."""
+    starts = case.metadata.query_start.tolist()
+    lengths = case.metadata.context_lens.tolist()
+    kept = [row for row, each in enumerate(ranges) if each is not None]
+    device = case.q.device
+    counts = [ranges[row][1] - ranges[row][0] for row in kept]
+    tokens = torch.cat([starts[row] + torch.arange(*ranges[row], device=device) for row in kept])
+    ends = [lengths[row] - (starts[row + 1] - starts[row]) + ranges[row][1] for row in kept]
+    decodes = next((index for index, count in enumerate(counts) if count > 1), len(counts))
+    metadata = dataclasses.replace(
+        case.metadata,
+        query_start=torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32, device=device),
+        context_lens=torch.tensor(ends, dtype=torch.int32, device=device),
+        block_tables=case.metadata.block_tables[kept],
+        max_query_len=max(counts),
+        max_context_len=max(ends),
+        num_decodes=decodes,
+    )
+    return dataclasses.replace(case, q=case.q[tokens], metadata=metadata)
 
 
 @pytest.mark.usefixtures("deterministic")
-def test_chunks_do_not_depend_on_where_they_were_cut(device):
-    whole = make_case(device, [(150, 150)])
-    expected = whole.run()
-    for begin, end in ((0, 40), (40, 107), (107, 150)):
-        part = dataclasses.replace(
-            whole,
-            q=whole.q[begin:end],
-            metadata=dataclasses.replace(
-                whole.metadata,
-                query_start=torch.tensor([0, end - begin], dtype=torch.int32, device=device),
-                context_lens=torch.tensor([end], dtype=torch.int32, device=device),
-            ),
-        )
-        assert torch.equal(part.run(), expected[begin:end])
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8], ids=str)
+def test_deterministic_results_depend_on_the_request_alone(device, close, monkeypatch, window, cache_dtype):
+    """Bit for bit: whole prompts, chunks, single tokens, with and without neighbours, workspace whole or in pieces."""
+    monkeypatch.setattr(tuning, "SEGMENT", 128)
+    case = make_case(device, [(150, 150), (40, 300), (1, 290)], cache_dtype=cache_dtype)
+    together = case.run(window=window)
+    close(together, case.expected(window))
+    first, second = together[:150], together[150:190]
+    for begin, end in ((0, 40), (40, 41), (41, 107), (107, 150)):
+        assert torch.equal(cut(case, [(begin, end), None, None]).run(window=window), first[begin:end])
+    assert torch.equal(cut(case, [None, (39, 40), (0, 1)]).run(window=window)[0], second[39])
+    assert torch.equal(cut(case, [None, None, (0, 1)]).run(window=window), together[190:])
+    monkeypatch.setattr(tuning, "SEGMENT_WORKSPACE_BYTES", 1)
+    assert torch.equal(case.run(window=window), together)
 
 
 def test_block_offsets_past_int32(device, close):
@@ -207,6 +225,54 @@ def test_block_offsets_past_int32(device, close):
         setattr(case, name, view)
     assert int(case.metadata.block_tables.max()) * far > 2**31
     close(case.run(), expected)
+
+
+def layouts():
+    """Requests in the scheduler's order, decodes first; lengths around the edges of pages and tiles."""
+    lengths = st.one_of(st.sampled_from([1, 15, 16, 17, 31, 33, 63, 64, 65, 128]), st.integers(1, 150))
+    decodes = st.lists(lengths.map(lambda context: (1, context)), max_size=3)
+    chunks = st.lists(
+        st.tuples(st.integers(2, 70), st.integers(0, 90)).map(lambda pair: (pair[0], sum(pair))), max_size=2
+    )
+    return st.tuples(decodes, chunks).map(lambda both: both[0] + both[1]).filter(bool)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    lengths=layouts(),
+    heads=st.sampled_from([(2, 2), (3, 1), (8, 2)]),
+    page=st.sampled_from([16, 32]),
+    window=st.one_of(st.none(), st.integers(1, 100)),
+    fixed=st.booleans(),
+)
+def test_any_layout(device, close, lengths, heads, page, window, fixed):
+    case = make_case(device, lengths, *heads, head_dim=32, page=page, dtype=torch.float32)
+    tuning.set_deterministic(fixed)
+    try:
+        close(case.run(window=window), case.expected(window))
+    finally:
+        tuning.set_deterministic(False)
+
+
+@pytest.mark.slow
+def test_long_contexts(device, close, monkeypatch):
+    case = make_case(device, [(1, 5000), (1, 3), (1, 4097), (100, 3000)])
+    for splits in (1, 13):
+        monkeypatch.setattr(tuning, "num_splits", lambda *_, splits=splits: splits)
+        close(case.run(), case.expected())
+
+
+def test_fp8_needs_a_card_that_has_it(device, monkeypatch):
+    case = make_case(device, [(1, 20)], cache_dtype=torch.float8_e4m3fn)
+    monkeypatch.setattr(tuning, "traits", lambda _: tuning.DeviceTraits(80, 108))
+    with pytest.raises(ValueError, match="use int8"):
+        case.run()
 
 
 def test_bad_arguments_are_refused(device):

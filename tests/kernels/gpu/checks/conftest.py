@@ -1,4 +1,4 @@
-"""Fixtures of the kernel checks. Under TRITON_INTERPRET=1 they run on the CPU with the interpreter's bf16 mended."""
+"""Fixtures of the kernel checks; under TRITON_INTERPRET=1 they run on the CPU, with narrow floats mended."""
 
 import os
 import sys
@@ -11,9 +11,9 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     sys.path.insert(0, str(Path(__file__).parent))
-    import interpreter_bf16
+    import interpreter_fixes
 
-    interpreter_bf16.install()
+    interpreter_fixes.install()
 
 
 @pytest.fixture

@@ -1,0 +1,304 @@
+"""From what is known now to a mix for every prompt class: the step between the optimizers and the running service.
+
+Pure: the plane calls it with a snapshot and swaps the result in. What a plan expects stands beside what a static mix of
+equal quality would reach, so that the part owed to carbon awareness is always visible.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carbon.energy_model import USUAL_RATIOS, EnergyModel
+from carbon.intensity import IntensityReading, Tier
+from carbon.optimizer.budgeted import Exposure, plan_quality_budget
+from carbon.optimizer.classed import DEFAULT_CONFIDENCE, Band, ClassedPolicy, LevelCosts, classed_mixes, trailing_bounds
+from carbon.optimizer.mix import DirectiveMix, mix_of
+from carbon.optimizer.sprout import sprout_mix
+from carbon.optimizer.static import static_mixes
+from carbon.quality import QualityEstimate
+from carbon.quality_book import QualityBook
+
+Array = NDArray[np.float64]
+
+UNKNOWN_G_PER_KWH = 100.0
+NOMINAL_TOKENS = 400.0
+NOMINAL_WATTS = 250.0
+
+
+class Strategy(enum.StrEnum):
+    OFF = "off"
+    SPROUT = "sprout"
+    CLASSED = "classed"
+    BUDGETED = "budgeted"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """`tolerance`, `quality_floor`, `confidence`: see `ClassedPolicy`. The rest is for `budgeted`: `target` of L0's
+    quality over `window_h`, `class_floor` no class falls below, `fair` for a budget a class instead of a pool.
+    `bound_quantiles`: of the trailing window, for the grid's clean and dirty end. `min_judged`: prompts judged at each
+    level before a class gets anything but L0."""
+
+    strategy: Strategy = Strategy.CLASSED
+    tolerance: float = 0.1
+    quality_floor: float = 0.0
+    confidence: float = DEFAULT_CONFIDENCE
+    target: float = 1.0
+    class_floor: float | None = 0.8
+    fair: bool = False
+    window_h: float = 720.0
+    bound_quantiles: tuple[float, float] = (0.0, 1.0)
+    min_judged: float = 30.0
+
+    @property
+    def policy(self) -> ClassedPolicy:
+        return ClassedPolicy(self.tolerance, self.quality_floor, self.confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassState:
+    """A class, or a band of one, as the planner sees it. `cost_method`: measured, estimated, lengths or
+    assumed (see `class_states`)."""
+
+    key: str
+    owner: str
+    costs: LevelCosts
+    quality: QualityEstimate
+    weight: float
+    cost_method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours."""
+
+    now: datetime
+    reading: IntensityReading
+    classes: tuple[ClassState, ...]
+    window: tuple[float, ...] = ()
+    ahead: tuple[float, ...] = ()
+    embodied_g_per_s: float = 0.0
+    served: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MixPlan:
+    """`mixes` by key. `saving`, `static_saving`: expected share of L0's grams saved by the plan and by a static mix of
+    equal quality, None where there is nothing to weigh. `notes`: what could not be done as asked."""
+
+    made_at: datetime
+    strategy: Strategy
+    mixes: Mapping[str, DirectiveMix]
+    share: float
+    g_per_kwh: float | None
+    tier: Tier
+    saving: float | None
+    static_saving: float | None
+    notes: tuple[str, ...] = ()
+
+
+def class_states(
+    owners: Mapping[str, str], weights: Mapping[str, float], book: QualityBook, model: EnergyModel
+) -> tuple[ClassState, ...]:
+    """Join quality and cost for every key of `owners` (key -> class). A key without own costs takes its class's.
+
+    Where no joules are known yet, levels are compared by their lengths, and where no answers are, by the usual ratios:
+    enough to choose a mix by, and marked `lengths` and `assumed`.
+    """
+    states = []
+    for key, owner in owners.items():
+        estimate = model.costs(key) or model.costs(owner)
+        lengths = model.lengths(key) or model.lengths(owner)
+        if estimate is None and lengths is not None:
+            costs, method = _nominal(lengths), "lengths"
+        elif estimate is None:
+            ratios = list(USUAL_RATIOS[: book.levels])
+            ratios += [ratios[-1] * 0.8 ** (n + 1) for n in range(book.levels - len(ratios))]
+            costs, method = _nominal([NOMINAL_TOKENS * ratio for ratio in ratios]), "assumed"
+        else:
+            costs = estimate.costs
+            method = "measured" if set(estimate.method) == {"measured"} else "estimated"
+        states.append(ClassState(key, owner, costs, book.estimate(key), max(weights.get(key, 0.0), 1e-6), method))
+    return tuple(states)
+
+
+def _nominal(lengths: Sequence[float]) -> LevelCosts:
+    """Costs in proportion to output tokens, at a nominal joule a token."""
+    return LevelCosts(tuple(lengths), tuple(length / NOMINAL_WATTS for length in lengths))
+
+
+def make_plan(snapshot: Snapshot, settings: PlanSettings, share: float | None = None) -> MixPlan:
+    """The mixes for now. `share` overrides the share of quality to keep (a tenant beyond its soft limit).
+
+    Without an intensity no quality is given up: only brevity that costs none is used.
+    """
+    g_per_kwh = snapshot.reading.g_per_kwh
+    notes: list[str] = []
+    if g_per_kwh is None:
+        notes.append("no carbon intensity: only levels that keep L0's full quality are used")
+    kept = share if share is not None else _share(snapshot, settings, notes)
+    unjudged = [state.key for state in snapshot.classes if state.quality.observations < settings.min_judged]
+    if unjudged:
+        notes.append(f"at L0 until {settings.min_judged:g} prompts a level are judged: {', '.join(unjudged)}")
+        judged = tuple(state for state in snapshot.classes if state.key not in set(unjudged))
+        snapshot = dataclasses.replace(snapshot, classes=judged)
+    if settings.strategy is Strategy.OFF or not snapshot.classes:
+        return MixPlan(
+            snapshot.now, settings.strategy, {}, kept, g_per_kwh, snapshot.reading.tier, None, None, tuple(notes)
+        )
+    price = UNKNOWN_G_PER_KWH if g_per_kwh is None else g_per_kwh
+    if settings.strategy is Strategy.SPROUT:
+        mixes = _sprout(snapshot, kept, price)
+    elif settings.strategy is Strategy.BUDGETED and share is None and g_per_kwh is not None:
+        return _budgeted(snapshot, settings, price, notes)
+    else:
+        mixes = _classed(snapshot.classes, kept, price, snapshot.embodied_g_per_s, settings.confidence)
+    notes += sorted({mix.note for mix in mixes.values() if mix.note})
+    static = _static_share(snapshot, settings, kept)
+    yardstick = _classed(snapshot.classes, static, price, snapshot.embodied_g_per_s, settings.confidence)
+    return MixPlan(
+        snapshot.now,
+        settings.strategy,
+        mixes,
+        kept,
+        g_per_kwh,
+        snapshot.reading.tier,
+        _saving(snapshot, mixes, price),
+        _saving(snapshot, yardstick, price) if settings.strategy is Strategy.CLASSED else None,
+        tuple(notes),
+    )
+
+
+def _share(snapshot: Snapshot, settings: PlanSettings, notes: list[str]) -> float:
+    g_per_kwh = snapshot.reading.g_per_kwh
+    if g_per_kwh is None:
+        return 1.0
+    seen = (*snapshot.window, g_per_kwh)
+    if len(snapshot.window) < 24:
+        seen = (*seen, *snapshot.ahead)
+        if len(seen) < 24:
+            notes.append("less than a day of intensities known: full quality is kept")
+            return 1.0
+    lowest, highest = trailing_bounds(seen, *settings.bound_quantiles)
+    return settings.policy.share(g_per_kwh, lowest, highest)
+
+
+def _static_share(snapshot: Snapshot, settings: PlanSettings, kept: float) -> float:
+    """The mean share over the trailing window: what a mix that never looks at the grid keeps for equal quality."""
+    if len(snapshot.window) < 24:
+        return kept
+    lowest, highest = trailing_bounds(snapshot.window, *settings.bound_quantiles)
+    return float(np.mean([settings.policy.share(g, lowest, highest) for g in snapshot.window]))
+
+
+def _classed(
+    classes: Sequence[ClassState], share: float, price: float, embodied: float, confidence: float
+) -> dict[str, DirectiveMix]:
+    grouped: dict[str, list[ClassState]] = {}
+    for state in classes:
+        grouped.setdefault(state.owner, []).append(state)
+    solved = classed_mixes(
+        {owner: [Band(s.costs, s.quality, s.weight) for s in states] for owner, states in grouped.items()},
+        g_per_kwh=price,
+        share=share,
+        embodied_g_per_s=embodied,
+        confidence=confidence,
+    )
+    return {state.key: mix for owner, states in grouped.items() for state, mix in zip(states, solved[owner])}
+
+
+def _sprout(snapshot: Snapshot, share: float, price: float) -> dict[str, DirectiveMix]:
+    weights = np.array([state.weight for state in snapshot.classes])
+    weights /= weights.sum()
+
+    def pooled(rows: Sequence[Sequence[float] | Array]) -> list[float]:
+        return [float(value) for value in weights @ np.array(rows)]
+
+    mix = sprout_mix(
+        [j / 3.6e6 for j in pooled([state.costs.energy_j for state in snapshot.classes])],
+        pooled([state.costs.time_s for state in snapshot.classes]),
+        pooled([state.quality.mean for state in snapshot.classes]),
+        g_per_kwh=price,
+        # The share is already known: bounds of 0 and 1 around it make the published rule keep exactly that.
+        lowest_g_per_kwh=price - 1.0,
+        highest_g_per_kwh=price,
+        tolerance=1.0 - share,
+        embodied_g_per_s=snapshot.embodied_g_per_s,
+    )
+    return {state.key: mix for state in snapshot.classes}
+
+
+def _budgeted(snapshot: Snapshot, settings: PlanSettings, price: float, notes: list[str]) -> MixPlan:
+    intensity = np.array([price, *snapshot.ahead])
+    costs = np.array([state.costs.energy_j for state in snapshot.classes]) / 3.6e6
+    times = np.array([state.costs.time_s for state in snapshot.classes])
+    grams = intensity[:, None, None] * costs + snapshot.embodied_g_per_s * times
+    volumes = np.tile(np.array([state.weight for state in snapshot.classes]), (len(intensity), 1))
+    estimates = [state.quality for state in snapshot.classes]
+    names = sorted({state.owner for state in snapshot.classes})
+    owners = [names.index(state.owner) for state in snapshot.classes]
+    levels = grams.shape[2]
+    served = np.array([snapshot.served.get(state.key, np.zeros(levels)) for state in snapshot.classes])
+    plan = plan_quality_budget(
+        grams,
+        volumes,
+        estimates,
+        owners,
+        target=settings.target,
+        class_floor=settings.class_floor,
+        fair=settings.fair,
+        past=Exposure(served),
+        confidence=settings.confidence,
+    )
+    if plan.note:
+        notes.append(plan.note)
+    if not snapshot.ahead:
+        notes.append("no forecast: the budget is kept hour by hour")
+    static = _static_saving(plan.x, grams, volumes, estimates)
+    mixes = {
+        state.key: mix_of(plan.x[0, i], grams[0, i], estimates[i].mean, plan.note)
+        for i, state in enumerate(snapshot.classes)
+    }
+    base = float((volumes * grams[:, :, 0]).sum())
+    return MixPlan(
+        snapshot.now,
+        Strategy.BUDGETED,
+        mixes,
+        settings.target,
+        price,
+        snapshot.reading.tier,
+        1.0 - plan.grams / base if base > 0.0 else None,
+        static,
+        tuple(notes),
+    )
+
+
+def _static_saving(x: Array, grams: Array, volumes: Array, estimates: Sequence[QualityEstimate]) -> float | None:
+    """Saving over the horizon of the static mix that keeps what `x` keeps, pooled over the classes."""
+    mean = np.array([estimate.mean for estimate in estimates])
+    base_quality = float((volumes * mean[:, 0]).sum())
+    base = float((volumes * grams[:, :, 0]).sum())
+    if base <= 0.0 or base_quality <= 0.0:
+        return None
+    quality = float((volumes[..., None] * mean * x).sum()) / base_quality
+    # A hair below, so that rounding does not make the yardstick infeasible.
+    static, reached = static_mixes(grams, volumes, estimates, [range(len(estimates))], np.array([quality - 1e-6]))
+    if not reached.all():
+        return None
+    return 1.0 - float((volumes[..., None] * grams * static).sum()) / base
+
+
+def _saving(snapshot: Snapshot, mixes: Mapping[str, DirectiveMix], price: float) -> float | None:
+    spent = base = 0.0
+    for state in snapshot.classes:
+        grams = state.costs.grams(price, snapshot.embodied_g_per_s)
+        spent += state.weight * float(grams @ np.array(mixes[state.key].probabilities))
+        base += state.weight * float(grams[0])
+    return 1.0 - spent / base if base > 0.0 else None

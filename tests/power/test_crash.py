@@ -1,0 +1,32 @@
+"""Random SIGKILLs of engine, control plane and daemon: nothing stays locked. The long campaign is marked slow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "power_crash_campaign.py"
+
+
+def campaign(kills, seed):
+    command = [sys.executable, str(SCRIPT), "--kills", str(kills), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_few_crashes_leave_nothing_locked():
+    found = campaign(20, 3)
+    assert found["kills"] >= 20
+    assert found["left_behind"] == 0, found["failures"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_hundred_crashes_leave_nothing_locked():
+    found = campaign(500, 5)
+    assert found["kills"] >= 500
+    assert found["left_behind"] == 0, found["failures"]
+    assert found["seconds_to_clean"]["max"] <= found["ttl_s"] + 1.0
