@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import carbon.feeds
 from serving.policy.carbon_section import Feed, WattTimeFeed
+from serving.policy.feeds import feed_settings
 from serving.policy.load import load_policy, parse_policy
 from serving.policy.model import Policy
 from serving.policy.power_section import CarbonFollow, GovernorName, PhaseAwareSettings, RowBudget, SloSlackSettings
@@ -47,8 +48,28 @@ spec:
 def test_the_plan_of_the_policy_file_is_accepted():
     loaded = parse_policy(PLAN.encode())
     assert loaded.warnings == ()
-    assert loaded.policy.spec.directives.chosen_optimizer == "quality_budget"
+    assert loaded.policy.spec.directives.chosen_optimizer == "budgeted"
     assert loaded.policy.spec.power.row_budget.t2 == "auto"
+
+
+def test_feeds_are_built_from_a_policy(tmp_path):
+    build = pytest.importorskip("carbon.feeds.build", reason="the feeds are not part of this build")
+    file = tmp_path / "gb.csv"
+    file.write_text("start,g_per_kwh\n2026-01-01T00:00:00+00:00,100\n2026-01-01T01:00:00+00:00,120\n")
+    feeds = (
+        "{type: uk_grid}, {type: electricity_maps}, {type: entsoe, zone: NL}, {type: eia, zone: CISO},"
+        " {type: watttime, signal: co2_aoer, zone: X}, {type: carbon_aware_sdk, url: 'http://localhost:8080'},"
+        f" {{type: csv, path: {file}, replay_from: '2026-01-01T00:00:00Z'}},"
+        " {type: constant, g_per_kwh: 5, source: s}"
+    )
+    policy = parse_policy(PLAN.replace("{type: uk_grid}", feeds).encode()).policy
+    names = ("ELECTRICITY_MAPS_TOKEN", "ENTSOE_TOKEN", "EIA_API_KEY", "WATTTIME_USER", "WATTTIME_PASSWORD")
+    built = [
+        build.build_feed(settings, zone="GB", environment=dict.fromkeys(names, "k"))
+        for settings in feed_settings(policy.spec.carbon)
+    ]
+    assert {str(feed.methodology.boundary) for feed in built} == {"direct"}
+    assert {str(feed.methodology.basis) for feed in built} == {"average"}
 
 
 @pytest.mark.parametrize(
