@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from carbon import embodied
 from carbon.directives import DirectiveLevel, LevelSet, TenantRules
 from carbon.feed_chain import FeedChain
-from carbon.feeds.build import build_feed, methodology
-from carbon.intensity import CarbonIntensity, Kind, Tier
+from carbon.feeds.build import build_feed
+from carbon.intensity import CarbonIntensity, Kind, Methodology, Tier
 from carbon.plane import CarbonPlane
 from carbon.plane_values import PlaneSettings
 from carbon.plane_values import Tenant as CarbonTenant
@@ -46,6 +45,7 @@ from power.simulated import SimulatedDevice
 from power.twin import Twin
 from serving.policy.carbon_section import Carbon, IntensityRange
 from serving.policy.directives_section import Directives, Tenant
+from serving.policy.feeds import feed_settings
 from serving.policy.model import Policy
 from serving.policy.power_section import Power
 
@@ -54,7 +54,7 @@ _STRATEGIES = {
     "off": Strategy.OFF,
     "sprout": Strategy.SPROUT,
     "classed": Strategy.CLASSED,
-    "quality_budget": Strategy.BUDGETED,
+    "budgeted": Strategy.BUDGETED,
 }
 
 
@@ -209,30 +209,22 @@ def build_carbon(
 
 
 def build_chain(carbon: Carbon, folder: Path, now: Callable[[], datetime]) -> FeedChain:
-    counted = {name: value for name in ("basis", "boundary") if (value := getattr(carbon, name)) is not None}
     feeds, zones = [], {}
-    for section in carbon.feeds:
-        fields: dict[str, Any] = section.model_dump(exclude_none=True, exclude={"format"})
-        if section.type in ("csv", "constant", "carbon_aware_sdk"):
-            fields = counted | fields
-        elif section.type in ("electricity_maps", "entsoe", "eia") and "boundary" in counted:
-            fields["boundary"] = counted["boundary"]
-        if section.type == "eia":
-            fields["token_env"] = fields.pop("key_env")
-        zone = fields.pop("zone", None)
-        feed = build_feed(fields, zone=zone or carbon.zone, folder=folder, now=now)
+    for settings in feed_settings(carbon):
+        zone = settings.pop("zone", None)
+        feed = build_feed(settings, zone=zone or carbon.zone, folder=folder, now=now)
         if zone is not None:
             zones[feed.name] = zone
         feeds.append(feed)
     mean = None
     if carbon.zone_mean_g_per_kwh is not None:
-        mean = _assumed(carbon, feeds[0].methodology if feeds else methodology(counted), now())
+        mean = _assumed(carbon, feeds[0].methodology, now())
     return FeedChain(
         carbon.zone, feeds, stale_after_s=carbon.stale_after_s, zone_mean=mean, zones_of_feeds=zones, now=now
     )
 
 
-def _assumed(carbon: Carbon, counted: Any, at: datetime) -> CarbonIntensity:
+def _assumed(carbon: Carbon, counted: Methodology, at: datetime) -> CarbonIntensity:
     assert carbon.zone_mean_g_per_kwh is not None
     return CarbonIntensity(
         zone=carbon.zone,
@@ -269,7 +261,7 @@ def _with_directives(settings: PlaneSettings, directives: Directives, tenants: t
     if directives.budget is not None:
         budget = directives.budget
         plan = replace(plan, target=budget.quality_target, fair=budget.fair, window_h=float(budget.window_h))
-    levels = LevelSet(tuple(DirectiveLevel(level.id, level.text) for level in directives.levels))
+    levels = LevelSet(tuple(DirectiveLevel(level.id, level.text, level.max_tokens) for level in directives.levels))
     return replace(
         settings,
         levels=levels,
@@ -284,7 +276,9 @@ def _tenant(tenant: Tenant) -> CarbonTenant:
     budget = None
     if grams is not None and tenant.on_exceed in ("brief", "refuse"):
         on_hard = OnHard.REFUSE if tenant.on_exceed == "refuse" else OnHard.BRIEFEST
-        budget = TenantBudget(hard_g=grams, soft_g=grams * tenant.soft_share, on_hard=on_hard)
+        budget = TenantBudget(
+            hard_g=grams, soft_g=grams * tenant.soft_at, soft_share=tenant.soft_quality, on_hard=on_hard
+        )
     return CarbonTenant(rules=TenantRules(enabled=tenant.directive != "off"), budget=budget)
 
 
