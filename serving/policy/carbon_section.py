@@ -48,7 +48,7 @@ class EntsoeFeed(FeedSection):
 
 class EiaFeed(FeedSection):
     type: Literal["eia"]
-    token_env: EnvironmentName = "EIA_API_KEY"  # noqa: S105 - a name, not a secret
+    key_env: EnvironmentName = "EIA_API_KEY"
 
 
 class CarbonAwareSdkFeed(FeedSection):

@@ -12,7 +12,7 @@ from serving.policy.problems import Path, suggestion
 
 _DIRECTIVES: Path = ("spec", "directives")
 _RESERVED = ("auto", "off")
-_GRID_OPTIMIZERS = ("sprout", "classed", "budgeted", "carbon_budget")
+_GRID_OPTIMIZERS = ("sprout", "classed", "quality_budget", "carbon_budget")
 
 
 def check_directives(spec: Spec) -> list[Finding]:
@@ -49,15 +49,15 @@ def _optimizer(spec: Spec, directives: Directives) -> Iterator[Finding]:
     path: Path = (*_DIRECTIVES, "optimizer")
     if name in _GRID_OPTIMIZERS and spec.carbon is None:
         yield error(path, f"{name} weighs levels by grams, and the grid is missing; add spec.carbon or use fixed")
-    if name in ("budgeted", "carbon_budget") and directives.budget is None:
+    if name in ("quality_budget", "carbon_budget") and directives.budget is None:
         yield error(path, f"{name} needs directives.budget")
     if name == "carbon_budget" and directives.budget is not None and directives.budget.grams is None:
         yield error((*_DIRECTIVES, "budget"), "carbon_budget needs budget.grams")
-    if name == "budgeted" and directives.budget and directives.budget.quality_target < directives.quality_floor:
+    if name == "quality_budget" and directives.budget and directives.budget.quality_target < directives.quality_floor:
         yield warning((*_DIRECTIVES, "budget"), "quality_target below quality_floor: the floor decides")
     if name == "sprout" and "quality_floor" in directives.model_fields_set:
         yield warning((*_DIRECTIVES, "quality_floor"), "sprout keeps no floor a class; use classed")
-    if directives.budget is not None and name not in ("budgeted", "carbon_budget"):
+    if directives.budget is not None and name not in ("quality_budget", "carbon_budget"):
         yield warning((*_DIRECTIVES, "budget"), f"does nothing: optimizer {name} has no budget")
     if name == "fixed":
         yield from _mix(directives)

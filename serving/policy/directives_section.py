@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from serving.policy.base import Name, NonNegative, Positive, Section, Share, Text
 
-OptimizerName = Literal["off", "fixed", "sprout", "classed", "budgeted", "carbon_budget"]
+OptimizerName = Literal["off", "fixed", "sprout", "classed", "quality_budget", "carbon_budget"]
 OnExceed = Literal["brief", "refuse", "warn"]
 
 
@@ -32,7 +32,7 @@ class Budget(Section):
 
     window_h: int = Field(default=720, ge=1, le=8784)
     quality_target: Share = 1.0
-    """budgeted: mean quality relative to L0's over the window."""
+    """quality_budget: mean quality relative to L0's over the window."""
     grams: Positive | None = None
     """carbon_budget: grams the window may cost."""
     fair: bool = False
@@ -66,7 +66,7 @@ class Directives(Section):
     levels: tuple[Level, ...] = Field(min_length=1, max_length=8)
     """The first is the undirected answer (L0)."""
     optimizer: OptimizerName | None = None
-    """null: carbon_budget where budget.grams is given, budgeted where a budget is, else classed."""
+    """null: carbon_budget where budget.grams is given, quality_budget where a budget is, else classed."""
     quality_floor: float = Field(default=1.0, ge=0.0)
     """Share of L0's quality that every prompt class keeps, whatever the grid."""
     tolerance: Share = 0.1
@@ -87,7 +87,7 @@ class Directives(Section):
             return self.optimizer
         if self.budget is None:
             return "classed"
-        return "budgeted" if self.budget.grams is None else "carbon_budget"
+        return "quality_budget" if self.budget.grams is None else "carbon_budget"
 
 
 class Tenant(Section):
@@ -96,7 +96,7 @@ class Tenant(Section):
     name: Name
     carbon_budget_g_per_day: Positive | None = None
     energy_budget_j_per_day: Positive | None = None
-    soft_at: float = Field(default=0.8, gt=0.0, le=1.0)
+    soft_share: float = Field(default=0.8, gt=0.0, le=1.0)
     """Share of the budget beyond which it counts as nearly used."""
     soft_quality: Share = 0.85
     """Share of L0's quality that the tenant's classes keep from then on."""

@@ -19,6 +19,8 @@ def feed_settings(carbon: Carbon) -> list[dict[str, Any]]:
         settings = {name: value for name, value in feed.model_dump().items() if value is not None}
         if feed.type == "csv" and "value_column" not in settings:
             settings.pop("unit")
+        if feed.type == "eia":
+            settings["token_env"] = settings.pop("key_env")
         if feed.type in _DECLARED:
             settings["basis"] = basis
         if feed.type in _WITH_BOUNDARY:

@@ -71,7 +71,7 @@ LEVELS = "  directives:\n    levels: [{id: L0}, {id: L1, text: Be brief}]\n"
             "8:10: spec.directives.mix: infeasible: this mix keeps 0.900 of L0's quality, below 0.95",
         ),
         (GB + LEVELS + "    optimizer: carbon_budget\n    budget: {window_h: 24}\n", "carbon_budget needs budget.grams"),
-        (GB + LEVELS + "    optimizer: budgeted\n", "budgeted needs directives.budget"),
+        (GB + LEVELS + "    optimizer: quality_budget\n", "quality_budget needs directives.budget"),
         (GB + LEVELS + "    optimizer: sprout\n    budget: {window_h: 24}\n", "warning: spec.directives.budget: does nothing"),
         ("  tenants: [{name: a}, {name: a}]\n", "5:31: spec.tenants.1.name: tenant 'a' exists already"),
         ("  tenants: [{name: a, directive: L1}]\n", "spec.tenants.0.directive: no level 'L1'"),

@@ -48,7 +48,7 @@ spec:
 def test_the_plan_of_the_policy_file_is_accepted():
     loaded = parse_policy(PLAN.encode())
     assert loaded.warnings == ()
-    assert loaded.policy.spec.directives.chosen_optimizer == "budgeted"
+    assert loaded.policy.spec.directives.chosen_optimizer == "quality_budget"
     assert loaded.policy.spec.power.row_budget.t2 == "auto"
 
 
