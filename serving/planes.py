@@ -54,7 +54,7 @@ _STRATEGIES = {
     "off": Strategy.OFF,
     "sprout": Strategy.SPROUT,
     "classed": Strategy.CLASSED,
-    "budgeted": Strategy.BUDGETED,
+    "quality_budget": Strategy.BUDGETED,
 }
 
 
@@ -136,16 +136,8 @@ def governor_of(power: Power, twin: Twin) -> Governor:
             return StaticGovernor(power.static.clock_mhz, bounds)
         case "slo_slack":
             slack = power.slo_slack
-            return SloSlackGovernor(
-                twin,
-                bounds,
-                stability,
-                margin=slack.margin,
-                guard=slack.guard,
-                guard_s=slack.guard_s,
-                learning=slack.learning,
-                trusted=(slack.trusted_min, slack.trusted_max),
-            )
+            given = slack.model_dump(exclude={"trusted_min", "trusted_max"})
+            return SloSlackGovernor(twin, bounds, stability, trusted=(slack.trusted_min, slack.trusted_max), **given)
         case "phase_aware":
             phases = power.phase_aware
             return PhaseAwareGovernor(
@@ -194,7 +186,7 @@ def build_carbon(
         embodied=_embodied(spec.carbon),
     )
     if spec.directives is not None:
-        settings = _with_directives(settings, spec.directives, spec.tenants)
+        settings = _with_directives(settings, spec.directives, spec.tenants, spec.carbon.range)
     chain = build_chain(spec.carbon, folder, now)
     state = load_state(learned, len(settings.levels)) if learned is not None else None
     return CarbonPlane(
@@ -245,7 +237,9 @@ def _embodied(carbon: Carbon) -> tuple[embodied.EmbodiedProfile, ...]:
     return (embodied.declared(stated.kg, stated.lifetime_years, stated.source or "policy file"),)
 
 
-def _with_directives(settings: PlaneSettings, directives: Directives, tenants: tuple[Tenant, ...]) -> PlaneSettings:
+def _with_directives(
+    settings: PlaneSettings, directives: Directives, tenants: tuple[Tenant, ...], grid_range: IntensityRange
+) -> PlaneSettings:
     name = directives.chosen_optimizer
     if name not in _STRATEGIES:
         raise ValueError(
@@ -257,6 +251,8 @@ def _with_directives(settings: PlaneSettings, directives: Directives, tenants: t
         quality_floor=directives.quality_floor,
         confidence=directives.confidence,
         class_floor=directives.quality_floor,
+        min_judged=directives.min_judged,
+        bound_quantiles=(grid_range.low_quantile, grid_range.high_quantile),
     )
     if directives.budget is not None:
         budget = directives.budget
@@ -277,7 +273,7 @@ def _tenant(tenant: Tenant) -> CarbonTenant:
     if grams is not None and tenant.on_exceed in ("brief", "refuse"):
         on_hard = OnHard.REFUSE if tenant.on_exceed == "refuse" else OnHard.BRIEFEST
         budget = TenantBudget(
-            hard_g=grams, soft_g=grams * tenant.soft_at, soft_share=tenant.soft_quality, on_hard=on_hard
+            hard_g=grams, soft_g=grams * tenant.soft_share, soft_share=tenant.soft_quality, on_hard=on_hard
         )
     return CarbonTenant(rules=TenantRules(enabled=tenant.directive != "off"), budget=budget)
 

@@ -126,12 +126,12 @@ DIRECTIVES = """
     quality_floor: 0.97
     budget: {window_h: 24, quality_target: 0.99}
     classes: [{name: code, directed: false}, {name: chat}]
-  tenants: [{name: research, carbon_budget_g_per_day: 50, on_exceed: refuse, soft_at: 0.5}]
+  tenants: [{name: research, carbon_budget_g_per_day: 50, on_exceed: refuse, soft_share: 0.5}]
 """
 
 
 def test_directives_tenants_and_undirected_classes_reach_the_plane() -> None:
-    loaded = policy(CARBON + DIRECTIVES % "budgeted")
+    loaded = policy(CARBON + DIRECTIVES % "quality_budget")
     plane = build_carbon(loaded, now=lambda: NOW)
     assert plane is not None
     plan = plane.settings.plan
