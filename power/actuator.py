@@ -230,6 +230,12 @@ class Actuator:
             self._restore(reason)
 
     @property
+    def owed(self) -> bool:
+        """Something could not be put back yet: a restore failed or the device is away."""
+        with self._lock:
+            return bool(self._absent) or any(entry.restore_pending for entry in self._devices.values())
+
+    @property
     def watched_pids(self) -> tuple[int, ...]:
         with self._lock:
             return self._lease.watch_pids if self._lease is not None else ()

@@ -357,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         actuator.start()
         if arguments.restore_only:
-            return int(any(device.restore_pending for device in actuator.status().devices))
+            return int(actuator.owed)
         gids = frozenset(arguments.allow_gid)
         if arguments.group is not None:
             gids |= {grp.getgrnam(arguments.group).gr_gid}

@@ -120,6 +120,7 @@ def test_a_device_that_is_away_is_restored_when_it_is_back(simulated, state_file
     without.start()
     without.close()
     assert any("not here" in alarm for alarm in without.status().alarms)
+    assert without.owed
     assert state_file.path.exists()
     Actuator([simulated], state_file, clock=clock).start()
     assert at_defaults(simulated)
