@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ from kernels.threads import configure_environment
 # Before torch is imported: its OpenMP threads would otherwise spin against whatever else the machine runs.
 configure_environment()
 
+from hypothesis import HealthCheck, settings  # noqa: E402
+
 from engine.model_store import resolve_model  # noqa: E402
+
+# On a build machine the same examples every time, however busy it is; elsewhere new ones.
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("searching", deadline=None)
+settings.load_profile("steady" if os.environ.get("CI") else "searching")
 
 
 @pytest.fixture(scope="session")
