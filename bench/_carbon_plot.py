@@ -15,7 +15,7 @@ SHOWN = {
     "SPROUT, published": "o",
     "classed 0.75": "s",
     "classed 0.75, predicted": "D",
-    "budgeted 0.9, floor 0.8 a class": "v",
+    "budgeted 0.9, floor 0.8 a class, no bands": "v",
     "budgeted 0.9, pooled": "^",
 }
 

@@ -164,19 +164,23 @@ def _met(program: _Program, floor: Floor, x: Array) -> bool:
     return program.value(floor, x, program.z)[0] >= -FLOOR_TOLERANCE * program.scale(floor)
 
 
-def _towards_l0(program: _Program, floor: Floor, x: Array) -> Array | None:
-    """The floor's cells moved from x towards L0 just far enough to meet it; None when L0 does not."""
+def _towards_l0(program: _Program, floors: Sequence[Floor], x: Array) -> Array | None:
+    """x moved towards L0 just far enough to meet all `floors`; None when L0 does not meet them."""
     plain = _at_l0(program.cells)
-    if not _met(program, floor, plain):
+
+    def met(moved: Array) -> bool:
+        return all(_met(program, floor, moved) for floor in floors)
+
+    if not met(plain):
         return None
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2.0
-        if _met(program, floor, (1.0 - middle) * x + middle * plain):
+        if met((1.0 - middle) * x + middle * plain):
             high = middle
         else:
             low = middle
-    return ((1.0 - high) * x + high * plain)[floor.cells]
+    return np.asarray((1.0 - high) * x + high * plain)
 
 
 def _solve(program: _Program, live: Sequence[int]) -> tuple[Array, int] | None:
@@ -270,14 +274,16 @@ def _add_cuts(
 
 
 def _finish(program: _Program, open_floors: Sequence[int], x: Array) -> tuple[Array, int] | None:
-    """Floors the cuts have not settled in `MAX_ROUNDS` are met by moving towards L0; only if they share no cell."""
+    """Floors the cuts have not settled in `MAX_ROUNDS` are met by moving towards L0: each floor's cells alone, or
+    everything at once where floors share cells."""
     everything = np.concatenate([floor.cells for floor in program.floors])
     if len(np.unique(everything)) < len(everything):
-        return None
+        moved = _towards_l0(program, program.floors, x)
+        return None if moved is None else (moved, MAX_ROUNDS)
     for number in open_floors:
         floor = program.floors[number]
-        moved = _towards_l0(program, floor, x)
+        moved = _towards_l0(program, [floor], x)
         if moved is None:
             return None
-        x[floor.cells] = moved
+        x[floor.cells] = moved[floor.cells]
     return x, MAX_ROUNDS

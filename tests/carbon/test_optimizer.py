@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+import carbon.optimizer.program
 from carbon.optimizer.budgeted import Exposure, plan_carbon_budget, plan_quality_budget
 from carbon.optimizer.classed import Band, ClassedPolicy, LevelCosts, classed_mixes, trailing_bounds
 from carbon.optimizer.hull import solve_certain
@@ -223,6 +224,22 @@ def test_overlapping_floors_that_cannot_be_met_together_leave_l0():
     solution = solve(cells, estimates, [Floor(np.array([0, 1]), 1.5), Floor(np.array([0]), 0.5)], joint=True)
     assert solution.unmet == (0, 1)
     np.testing.assert_array_equal(solution.x[:, 0], 1.0)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_floors_the_cuts_do_not_settle_are_kept_nevertheless(monkeypatch, joint):
+    monkeypatch.setattr(carbon.optimizer.program, "MAX_ROUNDS", 1)
+    estimates = [from_choices([50, 45, 20]), from_choices([30, 40, 35])]
+    cells = Cells(np.array([[1.0, 0.3, 0.1], [1.0, 0.2, 0.1]]), np.ones(2), np.array([0, 1]))
+    floors = [Floor(np.array([0]), 0.9), Floor(np.array([0, 1] if joint else [1]), 0.95)]
+    solution = solve(cells, estimates, floors, 1.28, joint=joint)
+    assert solution.unmet == ()
+    assert float((cells.grams * solution.x).sum()) < 2.0
+    for floor in floors:
+        contrast = [solution.x[i] - floor.share * np.eye(3)[0] for i in floor.cells]
+        mean = sum(c @ estimates[i].mean for i, c in zip(floor.cells, contrast))
+        variance = sum(c @ estimates[i].covariance @ c for i, c in zip(floor.cells, contrast))
+        assert mean - 1.28 * variance**0.5 >= -1e-4
 
 
 def test_bounds_and_shares():
