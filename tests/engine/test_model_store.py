@@ -99,6 +99,18 @@ def test_pull_downloads_checks_and_unpacks(model: BuiltinModel, tmp_path: Path) 
         assert steps[-1][0] == steps[-1][1] >= len(CONTENT)
 
 
+@pytest.mark.parametrize(
+    ("version", "asked"), [("23.2.1", False), ("24.0", False), ("24.1", True), ("26.3.dev0", True)]
+)
+def test_an_older_pip_is_not_asked_for_what_it_cannot(
+    version: str, asked: bool, model: BuiltinModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.builtin_model.metadata.version", lambda name: version)
+    seen: list[str] = []
+    pull_builtin(model, tmp_path / "models", lambda stage, done, total: seen.append(stage))
+    assert ("downloading" in seen) == asked
+
+
 def test_a_pulled_model_is_not_fetched_again(
     model: BuiltinModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
