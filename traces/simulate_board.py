@@ -62,7 +62,7 @@ class VirtualGpu:
         self._ceiling_mhz = float(gpu.clock_max_mhz)
         self._clock_mhz = float(gpu.clock_max_mhz)
         self._slow_power_w = self.idle_power_w
-        self._temperature_c = gpu.thermal.ambient_c + self.idle_power_w * gpu.thermal.celsius_per_w
+        self._temperature_c = gpu.thermal.ambient_c + gpu.idle_w * gpu.thermal.celsius_per_w
         self._leakage = 1.0
         self._heat_energy_j = 0.0
         self._heat_time_s = 0.0

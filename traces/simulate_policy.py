@@ -12,14 +12,13 @@ from power.governors import (
     CarbonFollow,
     DefaultGovernor,
     Governor,
-    PhaseAwareGovernor,
     RowBudget,
     Slo,
-    SloSlackGovernor,
     Stability,
     StaticGovernor,
 )
 from power.twin import Twin
+from traces.simulate_governor import QuickPhaseAware, QuickSloSlack
 
 GovernorName = Literal["default", "static", "slo_slack", "phase_aware"]
 DirectiveKind = Literal["static", "sprout", "classed", "budgeted"]
@@ -125,9 +124,9 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 assert self.clock_mhz is not None
                 governor = StaticGovernor(self.clock_mhz, bounds)
             elif self.governor == "slo_slack":
-                governor = SloSlackGovernor(twin, bounds, Stability(**self._stability()), **options)
+                governor = QuickSloSlack(twin, bounds, Stability(**self._stability()), **options)
             elif self.governor == "phase_aware":
-                governor = PhaseAwareGovernor(twin, bounds=bounds, stability=Stability(**self._stability()), **options)
+                governor = QuickPhaseAware(twin, bounds=bounds, stability=Stability(**self._stability()), **options)
             else:
                 governor = DefaultGovernor(bounds)
         except TypeError as error:

@@ -20,7 +20,6 @@ from traces.simulate_ledger import Ledger
 from traces.simulate_request import SimulatedRequest
 from traces.simulate_view import ViewTracker
 from traces.twin_executor import DRAWN_TOKEN, TwinExecutor
-from traces.twin_step import PreparedDecode
 
 BatchKey = tuple[tuple[str, int, int], ...]
 """(request id, first token, tokens) of each request of a step."""
@@ -53,7 +52,7 @@ class SimulatedServer:
         self.view = ViewTracker(config.max_num_seqs, config.max_num_batched_tokens)
         self.work_model = WorkModel.of(gpu.twin.gpu, gpu.twin.shape)
         self.ledger = Ledger(self.work_model)
-        self.executor = TwinExecutor(gpu)
+        self.executor = TwinExecutor(gpu, self.work_model)
         self.inbox: deque[SimulatedRequest] = deque()
         self.steps = 0
         self.jumped_steps = 0
@@ -63,7 +62,6 @@ class SimulatedServer:
         self._jump = jump
         self._live: dict[str, SimulatedRequest] = {}
         self._decoders: list[SimulatedRequest] | None = None
-        self._prepared: dict[int, PreparedDecode] = {}
 
     @property
     def busy(self) -> bool:
@@ -157,7 +155,7 @@ class SimulatedServer:
         if len(decoders) != scheduler.num_running:
             return None
         if prefill_tokens:
-            if any(request.num_uncomputed_tokens != 1 for request in decoders):
+            if any(request.num_computed_tokens < request.prefill_end for request in decoders):
                 return None
             decoders.sort(key=lambda request: (request.priority, request.arrival_s))
         return decoders  # type: ignore[return-value]
@@ -178,10 +176,7 @@ class SimulatedServer:
         steps = min(steps, spare - block_size)
         if steps < 1:
             return False
-        prepared = self._prepared.get(count)
-        if prepared is None:
-            prepared = self._prepared[count] = PreparedDecode(self.gpu.twin, self.work_model, count)
-        run = self.gpu.decode_run(prepared, kv_tokens, steps, until_s)
+        run = self.gpu.decode_run(self.executor.decode(count), kv_tokens, steps, until_s)
         taken = len(run.ends_s)
         self.clock.move_to(run.ends_s[-1])
         self.ledger.decode_run(run, decoders)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from engine.batch import Batch, RequestWork, SampledTokens, StepResult
 from engine.outcome import step_record
 from power.twin import StepWork
-from power.work import step_work
+from power.work import WorkModel, step_work
 from traces.simulate_board import VirtualGpu
+from traces.twin_step import PreparedDecode
 
 DRAWN_TOKEN = 1
 _DRAWN = SampledTokens((DRAWN_TOKEN,))
@@ -33,19 +34,32 @@ class TwinExecutor:
     Every request that samples draws the same token id, so generation ends at `max_tokens`; `last` tells the energy.
     """
 
-    def __init__(self, gpu: VirtualGpu) -> None:
+    def __init__(self, gpu: VirtualGpu, work_model: WorkModel) -> None:
         self.gpu = gpu
         self.last: StepEnergy | None = None
+        self._work_model = work_model
+        self._prepared: dict[int, PreparedDecode] = {}
+
+    def decode(self, sequences: int) -> PreparedDecode:
+        """The twin, prepared for decode steps of so many requests."""
+        prepared = self._prepared.get(sequences)
+        if prepared is None:
+            prepared = self._prepared[sequences] = PreparedDecode(self.gpu.twin, self._work_model, sequences)
+        return prepared
 
     def run(self, batch: Batch) -> StepResult:
         gpu = self.gpu
         work = step_record(batch, _NO_RESULT).work
         total = step_work(work)
         clock_mhz = gpu.clock_mhz()
-        step = gpu.twin.predict(total, clock_mhz)
+        if total.prefill_tokens:
+            step = gpu.twin.predict(total, clock_mhz)
+            seconds, power_w = step.duration_s, step.power_w
+        else:
+            seconds, power_w = self.decode(total.decode_sequences).predict(total.decode_kv_tokens, clock_mhz)
         started_s = gpu.time_s
-        joules = gpu.step(step.duration_s, step.power_w, clock_mhz)
-        self.last = StepEnergy(joules, gpu.idle_power_w * step.duration_s * gpu.count, work, total)
+        joules = gpu.step(seconds, power_w, clock_mhz)
+        self.last = StepEnergy(joules, gpu.idle_power_w * seconds * gpu.count, work, total)
         return StepResult(drawn(batch), started_s, gpu.time_s)
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from power.model_shape import ModelShape
 from power.profile import EngineProfile, GpuProfile
-from power.twin import Demand, StepWork, Twin, smooth_max, voltage_ratio
+from power.twin import Demand, StepPrediction, StepWork, Twin, smooth_max, voltage_ratio
 from power.work import WorkModel
 
 
 class PreparedTwin(Twin):
     """A `Twin` that works out once what depends on GPU, engine and shape alone. Predictions are bit-equal."""
 
-    __slots__ = ("_flops_per_s", "_head", "_kv", "_linear_memory_s", "_per_pair", "_per_token", "_tp_s", "_wait_s")
+    __slots__ = ("_switching", "_flops_per_s", "_head", "_kv", "_linear_memory_s", "_per_pair", "_per_token", "_tp_s", "_wait_s")
 
     def __init__(self, gpu: GpuProfile, engine: EngineProfile, shape: ModelShape, tensor_parallel: int = 1) -> None:
         Twin.__init__(self, gpu, engine, shape, tensor_parallel)
         flops_per_s = gpu.peak_flops * gpu.compute_efficiency * engine.compute_scale * tensor_parallel
         bytes_per_s = gpu.memory_bytes_per_s * gpu.memory_efficiency * engine.memory_scale * tensor_parallel
-        prepared = {
+        prepared: dict[str, object] = {
+            "_switching": {},
             "_flops_per_s": flops_per_s,
             "_per_token": shape.flops_per_token,
             "_head": shape.head_flops,
@@ -50,6 +51,27 @@ class PreparedTwin(Twin):
             self.engine.per_prefill_s * work.prefill_sequences + self._tp_s,
             self._wait_s if tokens else 0.0,
         )
+
+    def predict_demand(self, demand: Demand, fraction: float) -> StepPrediction:
+        gpu = self.gpu
+        exponent, knee = gpu.overlap_exponent, gpu.bandwidth_knee
+        bandwidth = fraction / knee if fraction < knee else 1.0
+        linear_c, linear_m = demand.linear_compute_s / fraction, demand.linear_memory_s / bandwidth
+        attention_c, attention_m = demand.attention_compute_s / fraction, demand.attention_memory_s / bandwidth
+        working = smooth_max(linear_c, linear_m, exponent) + smooth_max(attention_c, attention_m, exponent)
+        working += demand.clocked_s / fraction + demand.fixed_s
+        duration = smooth_max(working, demand.host_s, exponent)
+        if duration <= 0.0:
+            return StepPrediction(0.0, self.idle_power_w(active=True), 0.0, 0.0, 0.0)
+        busy = working / duration
+        compute = (linear_c + attention_c) / duration
+        memory = (demand.linear_memory_s + demand.attention_memory_s) / duration
+        switching = self._switching.get(fraction)
+        if switching is None:
+            ratio = voltage_ratio(fraction, gpu.voltage_knee, gpu.voltage_floor)
+            switching = self._switching[fraction] = fraction * ratio**2
+        dynamic = switching * (gpu.active_w * busy + gpu.compute_w * compute) + gpu.memory_w * memory
+        return StepPrediction(duration, gpu.idle_w + gpu.active_idle_w + dynamic, busy, compute, memory)
 
 
 class PreparedDecode:
