@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from engine.block_pool import BlockPool
@@ -55,12 +54,6 @@ class Cluster:
         ]
         self._pools = (self.servers[: count - low], self.servers[count - low :])
         self._turn = [0, 0]
-        self._coin = random.Random(f"priority/{seed}")
-
-    def is_low(self, number: int) -> bool:
-        """Whether request `number` is of low priority; drawn once for each request in order."""
-        share = self.settings.low_share
-        return share > 0.0 and self._coin.random() < share
 
     def is_low_server(self, place: int) -> bool:
         return place >= len(self._pools[0])

@@ -9,10 +9,12 @@ serve; the clock, the executor, the power device and the feed are swapped. All f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
+
+import numpy as np
 
 from carbon.accounting import RequestEnergy, footprint
 from power.governors import CarbonFollow, DefaultGovernor, Pool
@@ -179,7 +181,7 @@ class _Run:
             self.dropped += 1
             self.records.append(_dropped(number, trace, why))
             return
-        priority = LOW_PRIORITY if self.cluster.is_low(number) else HIGH_PRIORITY
+        priority = LOW_PRIORITY if trace.task in self.settings.low_tasks else HIGH_PRIORITY
         request = SimulatedRequest(number, trace, output_tokens, priority=priority, share_prefixes=self.share_prefixes)
         request.level, request.length_method = level, method
         self.cluster.submit(request)
@@ -211,7 +213,7 @@ class _Run:
                 output_tokens=request.num_output_tokens,
                 cached_tokens=request.num_cached_tokens,
                 finish_reason="length",
-                task=trace.task if not self.cluster.pooled else ("low" if request.priority else "high"),
+                task=trace.task,
                 session_id=trace.session_id,
                 directive=request.level,
                 energy_j=energy_j,
@@ -310,9 +312,7 @@ class _Run:
             counts={"dropped": self.dropped} if self.dropped else {},
             notes=(f"simulated from profile {settings.gpu}: {self.twin.gpu.fitted_on}",),
         )
-        result = RunResult(
-            info, self.tick_s, self.records, device=device, slo_ms=settings.slo.limits_ms
-        )
+        result = RunResult(info, self.tick_s, self.records, device=device, slo_ms=settings.slo.limits_ms)
         figures: dict[str, Any] = {
             "servers": len(cluster.servers),
             "gpus": len(cluster.servers) * settings.tensor_parallel,
@@ -330,6 +330,8 @@ class _Run:
         }
         if self.row is not None:
             figures |= self.row.figures()
+        if settings.low_tasks:
+            figures |= priority_figures(self.records, settings.low_tasks)
         if self.directing is not None:
             figures |= self.directing.figures()
         return SimulationOutcome(result, timeline, figures)
@@ -340,6 +342,20 @@ class _Run:
         values, seconds = self.timeline.column("g_per_kwh"), self.timeline.column("seconds")
         mean = float((values * seconds).sum() / seconds.sum())
         return None if math.isnan(mean) else mean
+
+
+def priority_figures(records: Sequence[RequestRecord], low_tasks: Sequence[str]) -> dict[str, float | int | None]:
+    """Median and 99th percentile of end-to-end latency and TTFT of both priorities, ms."""
+    figures: dict[str, float | int | None] = {}
+    for name, low in (("high", False), ("low", True)):
+        found = [record for record in records if record.completed and (record.task in low_tasks) is low]
+        figures[f"{name}_requests"] = len(found)
+        for key in ("e2el", "ttft"):
+            values = [value for record in found if (value := getattr(record, f"{key}_s")) is not None]
+            for percent in (50, 99):
+                figure = float(np.percentile(values, percent)) * 1e3 if values else None
+                figures[f"{name}_p{percent}_{key}_ms"] = figure
+    return figures
 
 
 def _first(workload: Workload, count: int) -> list[TraceRequest]:

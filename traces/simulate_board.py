@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-
 from dataclasses import dataclass, field
 
 from power.device import ClockReason, DeviceInfo, PowerLimits, Reading

@@ -56,7 +56,6 @@ class SharedRow(RowControl):
             return self.policy.decide(_NO_LOAD)
         return self._in_force
 
-
     def figures(self) -> dict[str, object]:
         return {
             "row_brakes": self.brakes,

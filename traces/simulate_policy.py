@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -117,16 +117,17 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def make_governor(self, twin: Twin) -> Governor:
         """A governor of `power.governors`. Raises `ValueError` for an option it does not have."""
         bounds = Bounds(self.min_mhz, self.max_mhz, self.power_limit_w)
-        options = dict(self.governor_options)
+        options: dict[str, Any] = dict(self.governor_options)
+        paced: dict[str, Any] = dict(self.stability)
         governor: Governor
         try:
             if self.governor == "static":
                 assert self.clock_mhz is not None
                 governor = StaticGovernor(self.clock_mhz, bounds)
             elif self.governor == "slo_slack":
-                governor = QuickSloSlack(twin, bounds, Stability(**self._stability()), **options)
+                governor = QuickSloSlack(twin, bounds, Stability(**paced), **options)
             elif self.governor == "phase_aware":
-                governor = QuickPhaseAware(twin, bounds=bounds, stability=Stability(**self._stability()), **options)
+                governor = QuickPhaseAware(twin, bounds=bounds, stability=Stability(**paced), **options)
             else:
                 governor = DefaultGovernor(bounds)
         except TypeError as error:
@@ -136,12 +137,12 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             governor = CarbonFollow(governor, follow.floor_fraction, follow.budget_floor, follow.steps)
         return governor
 
-    def _stability(self) -> dict[str, float]:
-        return dict(self.stability)
-
     @property
     def controls(self) -> bool:
         """Whether anything is ever asked of the devices."""
-        return self.governor != "default" or self.row is not None or self.carbon_follow is not None or bool(
-            self.max_mhz or self.power_limit_w
+        return (
+            self.governor != "default"
+            or self.row is not None
+            or self.carbon_follow is not None
+            or bool(self.max_mhz or self.power_limit_w)
         )

@@ -195,11 +195,11 @@ class SimulatedServer:
         for place, request in enumerate(decoders):
             start = request.num_computed_tokens
             first = len(request.block_table) * block_size
-            for position in range(first, start + steps, block_size):
-                crossings.append((position - start, 0, place, request, position + 1))
+            taken = range(first, start + steps, block_size)
+            crossings.extend((position - start, 0, place, request, position + 1) for position in taken)
             if pool.prefix_caching:
-                for end in range(start - start % block_size + block_size, start + steps + 1, block_size):
-                    crossings.append((end - start - 1, 1, place, request, end))
+                full = range(start - start % block_size + block_size, start + steps + 1, block_size)
+                crossings.extend((end - start - 1, 1, place, request, end) for end in full)
             request.token_ids.extend(tokens)
             request.num_computed_tokens = start + steps
         crossings.sort(key=_in_order)
@@ -227,4 +227,3 @@ def _in_order(crossing: tuple[int, int, int, SimulatedRequest, int]) -> tuple[in
 
 def _decode_kv(work: tuple[RequestWork, ...]) -> int:
     return sum(share.kv_tokens_read for share in work if share.decode_tokens)
-

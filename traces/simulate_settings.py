@@ -20,8 +20,8 @@ ACTIVATION_SHARE = 0.05
 class SimulationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`servers` engines of `tensor_parallel` GPUs each; `low_priority_servers` of them serve only low priority.
 
-    `control_s`: period of the controllers (production: 0.2 s). `sample_s`: spacing of the timeline. `low_share`: of the
-    requests that are of low priority where the trace does not say. `prefix_caching=None`: where the trace has prefix ids.
+    `control_s`: period of the controllers (production: 0.2 s). `sample_s`: spacing of the timeline. `low_tasks`:
+    prompt classes of low priority. `prefix_caching=None`: where the trace has prefix ids.
     `warm_up_s`: left out of all figures, energy included. `drain`: run on until the last answer.
     """
 
@@ -31,7 +31,7 @@ class SimulationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tensor_parallel: int = 1
     servers: int = 1
     low_priority_servers: int = 0
-    low_share: float = 0.0
+    low_tasks: tuple[str, ...] = ()
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     max_model_len: int = 16384

@@ -11,7 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-COLUMNS = ("end_s", "seconds", "energy_j", "idle_j", "clock_mhz", "running", "waiting", "arrivals", "tokens", "g_per_kwh")
+COLUMNS = (
+    "end_s",
+    "seconds",
+    "energy_j",
+    "idle_j",
+    "clock_mhz",
+    "running",
+    "waiting",
+    "arrivals",
+    "tokens",
+    "g_per_kwh",
+)
 
 
 class Timeline:

@@ -11,7 +11,26 @@ from power.work import WorkModel
 class PreparedTwin(Twin):
     """A `Twin` that works out once what depends on GPU, engine and shape alone. Predictions are bit-equal."""
 
-    __slots__ = ("_switching", "_flops_per_s", "_head", "_kv", "_linear_memory_s", "_per_pair", "_per_token", "_tp_s", "_wait_s")
+    __slots__ = (
+        "_flops_per_s",
+        "_head",
+        "_kv",
+        "_linear_memory_s",
+        "_per_pair",
+        "_per_token",
+        "_switching",
+        "_tp_s",
+        "_wait_s",
+    )
+    _flops_per_s: float
+    _head: float
+    _kv: tuple[float, float]
+    _linear_memory_s: float
+    _per_pair: float
+    _per_token: float
+    _switching: dict[float, float]
+    _tp_s: float
+    _wait_s: float
 
     def __init__(self, gpu: GpuProfile, engine: EngineProfile, shape: ModelShape, tensor_parallel: int = 1) -> None:
         Twin.__init__(self, gpu, engine, shape, tensor_parallel)

@@ -148,7 +148,7 @@ def test_every_request_and_every_joule_is_accounted_for(governor):
 
 
 def test_golden_run():
-    """One request alone on an H100: 512 tokens of prompt, 101 of answer. Figures of the twin, worked out step by step."""
+    """One request alone on an H100: 512 tokens of prompt, 101 of answer; the twin, worked out step by step."""
     twin = simulated_twin("h100-sxm", "llama-3.1-8b")
     outcome = run("default", load=Workload([TraceRequest(1.0, 512, 101)], "one", "synthetic"))
     (record,) = outcome.result.records
@@ -277,7 +277,9 @@ def test_the_view_is_the_trackers_view():
     def on_batch(batch, result):
         work = server.executor.last.work
         for scheduled in batch.requests:
-            tracker.admit(scheduled.request.request_id, scheduled.request.num_prompt_tokens, scheduled.request.arrival_s)
+            tracker.admit(
+                scheduled.request.request_id, scheduled.request.num_prompt_tokens, scheduled.request.arrival_s
+            )
         tracker.on_step(result.started_s, result.ended_s, work)
 
     server = SimulatedServer(
@@ -309,7 +311,8 @@ def test_the_view_is_the_trackers_view():
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 200), st.integers(1, 1500), st.integers(0, 4000), st.floats(0, 12_000),
-    st.one_of(st.none(), st.floats(10, 5000)), st.integers(0, 109), st.sampled_from([(1.0, 0.05), (0.3, 0.02), (2.0, 0.2)]),
+    st.one_of(st.none(), st.floats(10, 5000)), st.integers(0, 109),
+    st.sampled_from([(1.0, 0.05), (0.3, 0.02), (2.0, 0.2)]),
 )  # fmt: skip
 def test_the_quick_search_chooses_what_bisection_chooses(running, context, backlog, prompts, outputs, place, limits):
     twin = PreparedTwin.of(simulated_twin("h100-sxm", "llama-3.1-8b"))
