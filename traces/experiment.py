@@ -24,7 +24,7 @@ DATA_VARIABLE = "GRIDSERVE_SHARED_DATA"
 FORMAT = 1
 
 
-class TraceSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class TraceSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`file`: a public trace, relative to the data folder; `bundled`: the synthetic one used where it is absent;
     `spec`: a synthesis spec written here (paths in it are relative to the data folder).
 
