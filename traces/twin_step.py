@@ -71,6 +71,34 @@ class PreparedTwin(Twin):
             self._wait_s if tokens else 0.0,
         )
 
+    def duration_s(
+        self, prompt_tokens: int, prompts: int, prompt_pairs: float, sequences: int, cached: int, fraction: float
+    ) -> float:
+        """`predict(...).duration_s` of a step with at least one token, without the values in between. The prompts have
+        no cached tokens before them."""
+        gpu, engine, flops_per_s = self.gpu, self.engine, self._flops_per_s
+        exponent, knee = gpu.overlap_exponent, gpu.bandwidth_knee
+        bandwidth = fraction / knee if fraction < knee else 1.0
+        tokens, drawing = prompt_tokens + sequences, prompts + sequences
+        kv_bytes, bytes_per_s = self._kv
+        linear_c = (tokens * self._per_token + drawing * self._head) / flops_per_s / fraction
+        linear_m = self._linear_memory_s / bandwidth
+        low, high = (linear_c, linear_m) if linear_c < linear_m else (linear_m, linear_c)
+        working: float = high * (1.0 + (low / high) ** exponent) ** (1.0 / exponent)
+        attention_c = (prompt_pairs + cached) * self._per_pair / flops_per_s / fraction
+        attention_m = (prompt_tokens + cached) * kv_bytes / bytes_per_s / bandwidth
+        if attention_c > 0.0 and attention_m > 0.0:
+            low, high = (attention_c, attention_m) if attention_c < attention_m else (attention_m, attention_c)
+            working += high * (1.0 + (low / high) ** exponent) ** (1.0 / exponent)
+        else:
+            working += max(attention_c, attention_m)
+        working += engine.per_sequence_s * drawing / fraction + (engine.per_prefill_s * prompts + self._tp_s)
+        host = self._wait_s
+        if host <= 0.0:
+            return working
+        low, high = (working, host) if working < host else (host, working)
+        return float(high * (1.0 + (low / high) ** exponent) ** (1.0 / exponent))
+
     def predict_demand(self, demand: Demand, fraction: float) -> StepPrediction:
         gpu = self.gpu
         exponent, knee = gpu.overlap_exponent, gpu.bandwidth_knee
