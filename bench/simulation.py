@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs.append(("default", arguments.memory_requests))
     rows = []
     print(
-        f"{'policy':12} {'requests':>9} {'cpu s':>7} {'wall s':>7} {'req/cpu s':>10} {'x real':>7} {'jumped':>7} {'MiB':>6}"
+        f"{'policy':12} {'requests':>9} {'cpu s':>7} {'wall s':>7} {'req/cpu s':>10} {'x real':>7} {'jumped':>7} {'MiB':>5}"
     )
     for policy, source in runs:
         # A process of its own, so that peak memory is that of the run.

@@ -16,7 +16,7 @@ from traces.experiment import Experiment, TraceSource
 from traces.experiment_checks import check_equal_load
 from traces.experiment_plots import Plot, Plotter
 from traces.experiment_studies import STUDIES, Section
-from traces.experiment_summary import Figure, Point, Row, Summary
+from traces.experiment_summary import ACTIVE, Figure, Point, Row, Summary
 
 RESULTS_JSON, RESULTS_CSV, REPORT = "results.json", "results.csv", "report.html"
 
@@ -63,6 +63,7 @@ COLUMNS = (
     Column("energy_wh", "Wh"),
     Column("energy_j_per_request", "J/request"),
     Column("energy_j_per_output_token", "J/output token", digits=3),
+    Column(ACTIVE, "without idle power", digits=3),
     Column("wh_per_1k", "Wh per 1k requests"),
     Column("device_average_power_w", "mean W"),
     Column("device_p50_power_w", "P50 W"),
@@ -95,7 +96,7 @@ def write_report(experiment: Experiment, rows: Sequence[Row], out: Path) -> Repo
     Raises `ValueError` where policies were not offered the same load.
     """
     check_equal_load(rows)
-    rows = [{**row, "wh_per_1k": _per_thousand(row)} for row in rows]
+    rows = [{**row, "wh_per_1k": _per_thousand(row), ACTIVE: _active(row)} for row in rows]
     summary = Summary(rows, experiment.baseline)
     _write(out / RESULTS_JSON, msgspec.json.format(msgspec.json.encode({"experiment": experiment, "rows": rows})))
     _write_csv(out / RESULTS_CSV, rows)
@@ -145,10 +146,7 @@ def _setting(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
         ("control", f"every {settings.control_s:g} s, by the production controller"),
         ("traffic", "; ".join(used)),
         ("carbon intensity", "; ".join(sources) or "none"),
-        (
-            "seeds",
-            ", ".join(map(str, experiment.seeds)) + f" (directives learned with seed {experiment.training_seed})",
-        ),
+        ("seeds", ", ".join(map(str, experiment.seeds)) + _training(experiment)),
         ("baseline", f"{experiment.baseline}, same requests"),
         ("runs", f"{len(rows)}, {sum(row['submitted'] for row in rows):,} requests, {cpu_s:,.0f} s of processor time"),
         ("checks", "every request accounted for, every joule with an owner, equal load: passed for every run"),
@@ -157,6 +155,11 @@ def _setting(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     for name, text in facts:
         yield f'<tr><td>{name}</td><td style="text-align:left;white-space:normal">{html.escape(text)}</td></tr>'
     yield "</table>"
+
+
+def _training(experiment: Experiment) -> str:
+    learns = any(policy.directives is not None for policy in experiment.policies)
+    return f" (directive mixes learned with seed {experiment.training_seed})" if learns else ""
 
 
 def _slo(experiment: Experiment, trace: TraceSource) -> str:
@@ -206,6 +209,12 @@ def _image(plot: Plot, out: Path) -> Iterator[str]:
 def _per_thousand(row: Row) -> float | None:
     wh, completed = row.get("energy_wh"), row.get("completed")
     return wh / completed * 1000.0 if wh is not None and completed else None
+
+
+def _active(row: Row) -> float | None:
+    """J per output token without any idle power: what clocks and directives can act on."""
+    tokens = row.get("total_output_tokens")
+    return (row["prefill_j"] + row["decode_j"]) / tokens if tokens else None
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -18,7 +18,7 @@ from traces.experiment_plots import (
     row_power,
     sweep_curves,
 )
-from traces.experiment_summary import Point, Summary
+from traces.experiment_summary import ACTIVE, Point, Summary
 from traces.experiment_sweeps import against_batch, against_clock
 
 Place = tuple[str, str, str | None]
@@ -213,6 +213,7 @@ def _third_lines(summary: Summary, place: Place, share: float) -> list[str]:
         if saving is None:
             continue
         kept = "keeps" if summary.keeps(point) else "does not keep"
+        active = summary.saving(point, ACTIVE)
         gap = saving.mean - WANTED_SAVING
         lines.append(
             f"At {place[1]} ({100 * share:.0f} % of the peak) {policy} saves {saving.text(3, 100)} % of J/output token "
@@ -222,7 +223,8 @@ def _third_lines(summary: Summary, place: Place, share: float) -> list[str]:
                 if gap >= 0
                 else f"that misses the wanted 35 % by {-100 * gap:.1f} points"
             )
-            + (f"; best static clock in hindsight: {reference.text(3, 100)} %." if reference else ".")
+            + (f"; best static clock in hindsight: {reference.text(3, 100)} %" if reference else "")
+            + (f". Without the idle power: {active.text(3, 100)} %." if active else ".")
         )
     return lines
 

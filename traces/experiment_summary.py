@@ -13,6 +13,7 @@ from scipy import stats
 Row = Mapping[str, Any]
 CONFIDENCE = 0.95
 KEPT_SHARE = 0.99
+ACTIVE = "active_j_per_output_token"
 
 
 @dataclass(frozen=True, slots=True)

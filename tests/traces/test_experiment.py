@@ -207,7 +207,7 @@ def test_bad_files_say_what_is_wrong(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_experiment(path)
-    with pytest.raises(ValueError, match="shipped experiments: dvfs.yaml"):
+    with pytest.raises(ValueError, match=r"shipped experiments: dvfs\.yaml"):
         read_experiment(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="is none of the policies"):
         small(baseline="nothing")
@@ -269,7 +269,10 @@ def test_the_simulate_command_takes_policy_files(tmp_path, capsys):
         assert read_run(out).info.kind == "simulation"
     assert main(["simulate", str(trace), "--policy", "static:fast", "--out", str(tmp_path / "x")]) == 1
     assert main(["simulate", str(trace), "--policy", "nothing", "--out", str(tmp_path / "x")]) == 1
-    assert main(["simulate", str(trace), "--policy", "default", "--gpus", "3", "--tensor-parallel", "2", "--out", "x"]) == 1
+    assert (
+        main(["simulate", str(trace), "--policy", "default", "--gpus", "3", "--tensor-parallel", "2", "--out", "x"])
+        == 1
+    )
 
 
 def test_the_report_opens_in_a_browser_without_errors(done):
