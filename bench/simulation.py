@@ -101,9 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.memory_requests:
         runs.append(("default", arguments.memory_requests))
     rows = []
-    print(
-        f"{'policy':12} {'requests':>9} {'cpu s':>7} {'wall s':>7} {'req/cpu s':>10} {'x real':>7} {'jumped':>7} {'MiB':>5}"
-    )
+    print("policy        requests   cpu s  wall s  req/cpu s  x real  jumped    MiB")
     for policy, source in runs:
         # A process of its own, so that peak memory is that of the run.
         with multiprocessing.get_context("spawn").Pool(1) as pool:

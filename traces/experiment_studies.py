@@ -354,7 +354,7 @@ def _sweeps(plotter: Plotter) -> Section:
 def _slowdown(point: Point, base: Point, key: str) -> float:
     """The worst seed's."""
     theirs = {row["seed"]: row[key] for row in base.rows}
-    return max(row[key] / theirs[row["seed"]] - 1.0 for row in point.rows)
+    return float(max(row[key] / theirs[row["seed"]] - 1.0 for row in point.rows))
 
 
 def _total(point: Point, key: str) -> float:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.simulation import CONV, measure
 from engine.block_pool import BlockPool
 from engine.engine import Engine
 from engine.request import Request, SamplingParams
@@ -444,3 +445,11 @@ def test_requests_beyond_the_window_are_counted_not_lost():
     outcome = run("default", load=Workload(load, "long", "synthetic"))
     assert [record.outcome.value for record in outcome.result.records] == ["completed", "dropped", "dropped"]
     assert outcome.result.info.counts == {"dropped": 2}
+
+
+def test_the_benchmark_measures_a_sound_run():
+    found = measure("slo_slack", 300, None, 0.2)
+    assert found.requests == 300
+    assert found.requests_per_cpu_s > 0
+    assert 0 < found.jumped_share < 1
+    assert CONV.endswith(".csv")
