@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 Role = Literal["viewer", "operator", "admin"]
 PolicyMode = Literal["observe", "shadow", "enforce"]
@@ -684,7 +684,7 @@ class KeyBody(Struct, forbid_unknown_fields=True):
 
     name: str
     reason: str
-    scopes: list[str] = ["inference"]
+    scopes: list[str] = field(default_factory=lambda: ["inference"])
     expires_in_s: float | None = None
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
