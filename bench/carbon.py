@@ -196,7 +196,7 @@ def budgeted(inputs: Inputs, confidence: float, class_floor: float | None) -> Ma
                 )
 
             def static(knowledge: Knowledge) -> Array:
-                targets = np.linspace(0.85, 1.25, STATIC_STEPS)
+                targets = np.linspace(0.85, 1.15, STATIC_STEPS)
                 return np.array([static_pool(knowledge, inputs, zone, target, class_floor) for target in targets])
 
             return parts.policies(moving), parts.policies(static)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from carbon.feeds.feed import Feed, FeedError
 from carbon.forecast import SeasonalModel, contiguous_tail, fit, forecast_series
@@ -22,6 +23,7 @@ MAX_RETRY_S = 900.0
 LATE_POLL_S = 300.0
 FORECAST_EVERY = timedelta(hours=1)
 HISTORY_WEEKS = 9
+CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class Forecast:
 class FeedChain:
     """`feeds`: most wanted first, all of one basis and boundary (else `IncomparableError`). `zone_mean`: the last
     resort, a value of kind ASSUMED or the mean of a recorded series. `stale_after_s`: how long after its interval a
-    value may still be used."""
+    value may still be used. `series_errors`: why a source gave no forecast or history, by name."""
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class FeedChain:
         self._jitter = jitter
         self._value: CarbonIntensity | None = None
         self._forecast: Forecast | None = None
+        self.series_errors: dict[str, str] = {}
         self._flight: asyncio.Task[None] | None = None
 
     @property
@@ -90,7 +93,7 @@ class FeedChain:
     def reading(self) -> IntensityReading:
         """The best value at hand, with its tier. Touches nothing but memory."""
         now, value = self._now(), self._value
-        if value is not None and value.holds_at(now):
+        if value is not None and _holds(value, now):
             return IntensityReading(value, Tier.LIVE, 0.0)
         why = self._why()
         if value is not None and value.end <= now and now - value.end <= self._stale_after:
@@ -110,7 +113,7 @@ class FeedChain:
         await asyncio.shield(self._flight)
 
     async def _refresh(self) -> None:
-        if self._value is not None and self._value.holds_at(self._now()):
+        if self._value is not None and _holds(self._value, self._now()):
             return
         best = self._value
         for feed, health in zip(self._feeds, self.health):
@@ -120,7 +123,7 @@ class FeedChain:
             found = await self._ask(feed, health)
             if found is not None and (best is None or found.end > best.end):
                 best = found
-            if best is not None and best.holds_at(self._now()):
+            if best is not None and _holds(best, self._now()):
                 break
         self._value = best
 
@@ -129,11 +132,11 @@ class FeedChain:
             async with asyncio.timeout(self._fetch_timeout_s):
                 value = await feed.current(self._zones.get(feed.name, self.zone))
             require_comparable(self.methodology, value.methodology)
-        except (FeedError, TimeoutError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one source, it is shown and the next is asked
             self._failed(health, error)
             return None
         health.last_success, health.last_error, health.failures = self._now(), None, 0
-        late = not value.holds_at(self._now())
+        late = not _holds(value, self._now())
         # A source that is late is asked again after a while, not in a loop.
         health.not_before = self._now() + timedelta(seconds=LATE_POLL_S) if late else None
         return value
@@ -148,7 +151,7 @@ class FeedChain:
     def seconds_to_next_refresh(self) -> float:
         """When `refresh` can next do something useful: at the value's end, or when a source may be asked again."""
         now = self._now()
-        if self._value is not None and self._value.holds_at(now):
+        if self._value is not None and _holds(self._value, now):
             return max(1.0, (self._value.end - now).total_seconds())
         waits = [
             (health.not_before - now).total_seconds() if health.not_before is not None else 0.0
@@ -177,24 +180,29 @@ class FeedChain:
             return
         until = now + timedelta(hours=horizon_h)
         for feed in () if model_only else self._feeds:
-            try:
-                async with asyncio.timeout(self._fetch_timeout_s):
-                    series = await feed.forecast(self._zones.get(feed.name, self.zone), until)
-            except (FeedError, TimeoutError, ValueError):
-                continue
-            self._forecast = Forecast(series, feed.name, now)
-            return
+            series = await self._series_of(feed, feed.forecast(self._zones.get(feed.name, self.zone), until))
+            if series:
+                self._forecast = Forecast(series, feed.name, now)
+                return
         await self._model_forecast(horizon_h)
 
     async def history(self, start: datetime, end: datetime) -> IntensitySeries | None:
         """What the first source that has a past tells of `[start, end)`; None when none has."""
         for feed in self._feeds:
-            try:
-                async with asyncio.timeout(self._fetch_timeout_s):
-                    return await feed.history(self._zones.get(feed.name, self.zone), start, end)
-            except (FeedError, TimeoutError, ValueError):
-                continue
+            series = await self._series_of(feed, feed.history(self._zones.get(feed.name, self.zone), start, end))
+            if series:
+                return series
         return None
+
+    async def _series_of(self, feed: Feed, asked: Coroutine[Any, Any, IntensitySeries]) -> IntensitySeries | None:
+        try:
+            async with asyncio.timeout(self._fetch_timeout_s):
+                series = await asked
+        except Exception as error:  # noqa: BLE001 - a forecast or a past is a help, never a need; the reason is kept
+            self.series_errors[feed.name] = str(error) or type(error).__name__
+            return None
+        self.series_errors.pop(feed.name, None)
+        return series
 
     async def _model_forecast(self, horizon_h: int) -> None:
         now = self._now()
@@ -212,6 +220,11 @@ class FeedChain:
     async def close(self) -> None:
         for feed in self._feeds:
             await feed.close()
+
+
+def _holds(value: CarbonIntensity, now: datetime) -> bool:
+    """Whether it holds now, two clocks allowed to differ a little at the turn of an interval."""
+    return value.start - CLOCK_TOLERANCE <= now < value.end
 
 
 def mean_of(series: IntensitySeries, fetched_at: datetime) -> CarbonIntensity:

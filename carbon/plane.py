@@ -15,37 +15,33 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carbon.accounting import MarketFactor, RequestEnergy, RequestFootprint, check_pue, footprint
+from carbon.accounting import RequestEnergy, RequestFootprint, footprint
 from carbon.directives import (
-    SPROUT_LEVELS,
-    LevelSet,
     Message,
     Reason,
     RequestTraits,
-    TenantRules,
     allowed_probabilities,
     capped_tokens,
     insert_directive,
     permit,
 )
-from carbon.embodied import EmbodiedProfile
 from carbon.energy_model import EnergyModel
 from carbon.evaluator.run import EvaluationResult
 from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision
 from carbon.feed_chain import FeedChain
 from carbon.intensity import IntensityReading, Tier
-from carbon.planner import ClassState, MixPlan, PlanSettings, Snapshot, Strategy, class_states, make_plan
+from carbon.plane_values import DirectiveDecision, Outcome, PlaneSettings, Tenant
+from carbon.planner import ClassState, MixPlan, Snapshot, Strategy, class_states, make_plan
 from carbon.prompt_bands import BandModel
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
 from carbon.quality_book import QualityBook
-from carbon.tenant_budget import BudgetState, OnHard, TenantAccount, TenantBudget
+from carbon.tenant_budget import BudgetState, OnHard, TenantAccount
 
 Array = NDArray[np.float64]
 
@@ -55,74 +51,6 @@ REPLAN_S = 300.0
 LEARN_BATCH = 32
 MAX_PENDING = 512
 ARRIVAL_HALF_LIFE_S = 6 * 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """What the policy says of a tenant; `prompt_class` declares the class of all its requests."""
-
-    rules: TenantRules = field(default_factory=TenantRules)
-    budget: TenantBudget | None = None
-    prompt_class: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PlaneSettings:
-    """`enforce` False: decisions are made and reported in `would_be`, every request gets L0.
-
-    `embodied`: profiles of all hardware charged per device second. `classes`: names the classifier may predict.
-    """
-
-    levels: LevelSet = SPROUT_LEVELS
-    plan: PlanSettings = field(default_factory=PlanSettings)
-    enforce: bool = True
-    tenants: Mapping[str, Tenant] = field(default_factory=dict)
-    default_tenant: Tenant = field(default_factory=Tenant)
-    pue: float = 1.0
-    embodied: tuple[EmbodiedProfile, ...] = ()
-    market: MarketFactor | None = None
-    classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_pue(self.pue)
-
-
-@dataclass(frozen=True, slots=True)
-class DirectiveDecision:
-    """What a request gets. Everything but `text` may be reported; the text stays inside.
-
-    `probabilities`: of each level for this request, by id. `class_source`: declared, predicted or unknown.
-    `refused`: the tenant's hard budget is used up; answer 429 with `retry_after_s`.
-    """
-
-    level_id: str
-    level: int
-    text: str | None
-    max_tokens: int | None
-    reason: Reason
-    probabilities: Mapping[str, float]
-    prompt_class: str
-    class_source: str
-    class_probability: float | None
-    key: str
-    tenant: str
-    budget: BudgetState
-    would_be: str | None = None
-    refused: bool = False
-    retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A finished request. `prompt_text` and `declared_class` teach the classifier; the text is not kept."""
-
-    decision: DirectiveDecision
-    prompt_tokens: int
-    output_tokens: int
-    energy: RequestEnergy
-    total_g: float | None
-    prompt_text: str | None = None
-    declared_class: str | None = None
 
 
 class CarbonPlane:

@@ -213,8 +213,12 @@ class PromptClassifier:
 
 
 def _threshold(confidence: Array, correct: NDArray[np.bool_], accuracy: float) -> float:
-    """The lowest threshold at which the accepted predictions reach `accuracy`; above 1 when none does."""
+    """The lowest threshold at which the accepted predictions reach `accuracy`; above 1 when none does.
+
+    At most `accuracy` itself where all do: a calibrated probability that high is sure enough, even if every
+    calibration example happened to be surer.
+    """
     order = np.argsort(-confidence)
     running = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
     good = np.flatnonzero(running >= accuracy)
-    return float(confidence[order][good[-1]]) if good.size else 1.01
+    return min(accuracy, float(confidence[order][good[-1]])) if good.size else 1.01

@@ -76,6 +76,7 @@ class Actuator:
         self._lease: _Lease | None = None
         self._hold: _Hold | None = None
         self._alarms: deque[str] = deque(maxlen=20)
+        self._absent: list[Touched] = []
         self._restores = 0
         self._verified_s = clock()
         self._retry_s = float("-inf")
@@ -97,7 +98,8 @@ class Actuator:
             for touched in state.touched:
                 known = self._devices.get(touched.uuid)
                 if known is None:
-                    self._alarm(f"state file names {touched.uuid}, which is not here; its settings cannot be restored")
+                    self._alarm(f"state file names {touched.uuid}, which is not here; its settings wait for its return")
+                    self._absent.append(touched)
                     continue
                 known.prior_limit_w = touched.prior_limit_w
                 known.clocks_touched = touched.clocks_locked
@@ -318,6 +320,7 @@ class Actuator:
             elif not entry.touched:
                 entry.restore_pending = False
         if done:
+            self._save()
             self._restores += 1
             if not only_pending:
                 self._alarm(f"restored: {reason}")
@@ -335,7 +338,7 @@ class Actuator:
             Touched(uuid, entry.prior_limit_w, entry.clocks_touched)
             for uuid, entry in self._devices.items()
             if entry.touched
-        ]
+        ] + self._absent
         hold = self._hold
         if not touched and hold is None:
             self._file.remove()

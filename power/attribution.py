@@ -1,7 +1,7 @@
 """Joules of each request, from a device's energy counter and the work of the engine's steps.
 
 The rule, for each interval between two movements of the counter:
-1. the counter's delta is spread over the interval by the instant power samples;
+1. the counter's delta is spread over the interval by the instant power samples (see `power.spread`);
 2. of each step's energy the idle share (idle power times its duration) is taken out;
 3. the rest is dynamic and goes to the requests of the step by modelled work (`power.work`), prefill and decode apart;
 4. idle energy is split equally among the requests resident at each moment; with none resident it is `idle`;
@@ -22,7 +22,7 @@ from itertools import pairwise
 from power.accounts import Account, request_energy
 from power.books import Books, EnergySample, Meter, RequestEnergy
 from power.idle import IdleBaseline
-from power.spread import Interval, Spread, integral
+from power.spread import Interval, Piece, integral, spread
 from power.work import Share, WorkModel
 
 PATIENCE_S = 30.0
@@ -173,6 +173,7 @@ class Attributor:
             return
         delta = sample.energy_j - counter.energy_j
         if delta > 0:
+            self._align(current, sample)
             credit = min(self._advance_credit_j, delta)
             self._advance_credit_j -= credit
             self._finish_interval(sample, delta - credit, estimated=False)
@@ -187,12 +188,23 @@ class Attributor:
             self._advance_credit_j += integrated_j
             self._finish_interval(sample, integrated_j, estimated=True)
 
+    def _align(self, current: Interval, sample: EnergySample) -> None:
+        """The counter moved somewhere between the last two looks: halfway is right on average. With looks further
+        apart than its updates there is nothing to gain."""
+        before = current.times[-2] if len(current.times) > 1 else current.start_s
+        if sample.time_s - before < self.meter.update_s:
+            current.times[-1] = (before + sample.time_s) / 2
+
     def _finish_interval(self, sample: EnergySample, joules: float, *, estimated: bool) -> None:
         current = self._open
         assert current is not None
-        current.end_s, current.joules, current.estimated = sample.time_s, joules, estimated
+        end = current.times[-1]
+        current.end_s, current.joules, current.estimated = end, joules, estimated
         self._intervals.append(current)
-        self._open = Interval(sample.time_s, sample.time_s, 0.0)
+        self._open = Interval(end, end, 0.0)
+        if end < sample.time_s:
+            self._open.times.append(sample.time_s)
+            self._open.powers.append(current.powers[-1])
 
     def _watch_idle(self, sample: EnergySample) -> None:
         if self._accounts or sample.power_w is None:
@@ -271,19 +283,12 @@ class Attributor:
         """Hand an interval's joules to `accounts`; totals go to `books`. With a partial `accounts` (a preview of
         one request) the others' parts are worked out and dropped."""
         start, end, joules = interval.start_s, interval.end_s, interval.joules
-        spread = Spread(interval)
         idle_power = self.idle.power_w or 0.0
+        steps, pieces = self._pieces(start, end, idle_power)
         idle_j = prefill_j = decode_j = stepped = ownerless = weighed = modelled = 0.0
-        covered = start
-        for step in self._steps:
-            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
-            if step.started_s >= end:
-                break
-            if stop <= begin:
-                continue
-            covered = stop
-            energy = spread.joules(begin, stop)
-            idle = min(energy, idle_power * (stop - begin))
+        for step, piece, energy in zip(steps, pieces, spread(interval, pieces), strict=True):
+            seconds = piece.end_s - piece.start_s
+            idle = min(energy, idle_power * seconds)
             stepped += energy
             dynamic = energy - idle
             idle_j += idle
@@ -292,7 +297,7 @@ class Attributor:
                 continue
             unit = dynamic / step.total
             weighed += dynamic
-            modelled += step.total * (stop - begin) / (step.ended_s - step.started_s)
+            modelled += step.total * seconds / (step.ended_s - step.started_s)
             for request_id, prefill, decode in step.weights:
                 account = accounts.get(request_id)
                 if account is None:
@@ -303,7 +308,7 @@ class Attributor:
                     prefill_j += prefill * unit
                 account.decode_j += decode * unit
                 decode_j += decode * unit
-        step_time = self._stepped_time(start, end)
+        step_time = sum(piece.end_s - piece.start_s for piece in pieces)
         outside = joules - stepped
         outside_idle = min(max(outside, 0.0), idle_power * max(0.0, end - start - step_time))
         idle_j += outside_idle
@@ -324,14 +329,22 @@ class Attributor:
         before = self._model_scale if self._model_scale is not None else scale
         self._model_scale = before + LEARNING * (scale - before)
 
-    def _stepped_time(self, start: float, end: float) -> float:
-        total, covered = 0.0, start
+    def _pieces(self, start: float, end: float, idle_w: float) -> tuple[list[_Step], list[Piece]]:
+        """The steps within an interval, cut to it and free of overlap, with the power expected of each."""
+        steps, pieces, covered = [], [], start
+        scale = self._model_scale
         for step in self._steps:
+            if step.started_s >= end:
+                break
             begin, stop = max(step.started_s, covered), min(step.ended_s, end)
-            if stop > begin:
-                total += stop - begin
-                covered = stop
-        return total
+            if stop <= begin:
+                continue
+            covered = stop
+            known = scale is not None and step.total > 0.0
+            expected = idle_w + (scale or 0.0) * step.total / (step.ended_s - step.started_s) if known else 1.0
+            steps.append(step)
+            pieces.append(Piece(begin, stop, expected))
+        return steps, pieces
 
     def _share_idle(self, interval: Interval, idle_j: float, accounts: dict[str, Account]) -> float:
         """Split idle joules over the interval's residents, piece by piece between arrivals and departures."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from power.quantities import Method, Scope, Source
+from power.quantities import JOULES_PER_KWH, Method, Scope, Source
 
 ATTRIBUTION_METHOD = "work_share"
 
@@ -56,6 +56,25 @@ class RequestEnergy:
     @property
     def joules(self) -> float:
         return self.prefill_j + self.decode_j + (self.idle_j or 0.0)
+
+    def fields(self) -> dict[str, float | str | bool | list[str] | None]:
+        """The energy part of an answer's `energy` object; what is unknown is `None`."""
+        return {
+            "energy_joules": self.joules,
+            "energy_kwh": self.joules / JOULES_PER_KWH,
+            "prefill_joules": self.prefill_j,
+            "decode_joules": self.decode_j,
+            "idle_joules": self.idle_j,
+            "avg_power_watts": self.joules / self.duration_s if self.duration_s > 0 else None,
+            "duration_seconds": self.duration_s,
+            "method": self.method.value,
+            "source": self.source.value,
+            "scope": self.scope.value,
+            "attribution_method": self.attribution_method,
+            "uncertainty_percent": self.uncertainty_percent,
+            "settled": self.settled,
+            "warnings": [*self.warnings, *([self.idle_reason] if self.idle_reason else [])],
+        }
 
 
 @dataclass(slots=True)

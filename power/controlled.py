@@ -102,7 +102,7 @@ class ControlledDevice:
             outcome, why = Outcome.APPLIED, ""
         return self.answer("lock_clocks", outcome, why, max_mhz, read_back, started)
 
-    def reset_clocks(self) -> Actuation:
+    def reset_clocks(self, *, save: bool = True) -> Actuation:
         started = self._clock()
         try:
             if self.clocks_touched:
@@ -110,10 +110,11 @@ class ControlledDevice:
         except (DeviceError, OSError) as error:
             return self.answer("reset_clocks", Outcome.FAILED, str(error), None, None, started)
         self.locked_mhz, self.clocks_touched = None, False
-        self._save()
+        if save:
+            self._save()
         return self.answer("reset_clocks", Outcome.APPLIED, "", None, None, started)
 
-    def reset_limit(self) -> Actuation:
+    def reset_limit(self, *, save: bool = True) -> Actuation:
         """Back to the limit that was found."""
         started, prior = self._clock(), self.prior_limit_w
         if prior is None:
@@ -126,14 +127,16 @@ class ControlledDevice:
             why = f"the device kept {read_back:g} W"
             return self.answer("reset_power_limit", Outcome.IGNORED, why, prior, read_back, started)
         self.limit_w = self.prior_limit_w = None
-        self._save()
+        if save:
+            self._save()
         return self.answer("reset_power_limit", Outcome.APPLIED, "", prior, read_back, started)
 
     def restore(self, *, keep_clocks: bool = False) -> list[Actuation]:
-        """Undo what was touched. What cannot be undone now stays pending."""
-        actions = [self.reset_clocks()] if self.clocks_touched and not keep_clocks else []
+        """Undo what was touched. What cannot be undone now stays pending. Does not write the state file: the disk
+        may be slow, and every device comes first."""
+        actions = [self.reset_clocks(save=False)] if self.clocks_touched and not keep_clocks else []
         if self.prior_limit_w is not None:
-            actions.append(self.reset_limit())
+            actions.append(self.reset_limit(save=False))
         failed = [action for action in actions if not action.outcome.took_effect]
         if failed and not self.restore_pending:
             self._alarm(f"{self.device.info.name}: restore failed ({failed[0].reason}); retrying")
@@ -172,8 +175,8 @@ class ControlledDevice:
         self._mismatches = 0
         if limit_off:
             self.limit_w = self.prior_limit_w = None
-            self._save()
         self.restore()
+        self._save()
 
     def answer(
         self,

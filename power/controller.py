@@ -203,7 +203,9 @@ class Controller:
         try:
             return gpu.governor.decide(observation)
         except (ValueError, ArithmeticError, LookupError) as error:
-            self.alarm(f"governor {gpu.governor.name} failed: {error}")
+            text = f"governor {gpu.governor.name} failed: {error}"
+            if not self.alarms or self.alarms[-1] != text:
+                self.alarm(text)
             kept = Setpoint(None, gpu.asked.power_limit_w)
             return Decision(kept, f"driver default: governor failed ({error})", Memory())
 

@@ -244,8 +244,13 @@ class NvmlDevice:
         return float(celsius) if celsius is not None else None
 
     def _foreign_processes(self) -> int | None:
+        """`None` also when none of ours is listed: in a container the list may be empty or of another PID namespace,
+        and who is foreign cannot be told."""
         running = read_or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, self._handle)
-        return sum(process.pid not in self._own_pids for process in running) if running is not None else None
+        if running is None:
+            return None
+        pids = {process.pid for process in running}
+        return len(pids - self._own_pids) if pids & self._own_pids or not pids else None
 
 
 def visible_uuids(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from power.actuator import Actuator
 from power.attribution import Attributor
@@ -54,6 +54,13 @@ class Step(Protocol):
     def ended_s(self) -> float: ...
     @property
     def work(self) -> Sequence[Share]: ...
+
+
+@runtime_checkable
+class OwnsProcesses(Protocol):
+    """A device that can tell our processes from others'."""
+
+    def own(self, pids: frozenset[int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +202,8 @@ class PowerPlane:
         with self._lock:
             self._tracker.admit(request_id, prompt_tokens, now)
             self._attributor.admit(request_id, now)
+            for device in self._simulated:
+                device.expect_work(now)
 
     def on_step(self, step: Step) -> float:
         """Account a step. Returns how many seconds longer it would have taken at the clock in force: 0.0 on real
@@ -226,6 +235,12 @@ class PowerPlane:
         """How many times as long such a step takes at the clock in force; 1.0 on real devices."""
         demand = step_work(step.work)
         return max((device.stretch_factor(demand) for device in self._simulated), default=1.0)
+
+    def own(self, pids: frozenset[int]) -> None:
+        """The engine's processes: what they draw is ours, any other compute process on the board is foreign."""
+        for device in self.devices:
+            if isinstance(device, OwnsProcesses):
+                device.own(pids)
 
     def set_queue(self, waiting: int) -> None:
         """How many requests the scheduler has not started yet."""

@@ -25,7 +25,8 @@ SPLITWISE_DECODE_STRETCH = 1.00
 
 @dataclass(frozen=True, slots=True)
 class ServingRow:
-    """One leaderboard row: means per GPU, J per output token over all GPUs."""
+    """One leaderboard row: means per GPU, J per output token over all GPUs. `role` in the fit: `fit`, `weak` (a tenth
+    of the weight, for the cost of tensor parallelism) or `held_out`."""
 
     model: str
     tensor_parallel: int
@@ -33,7 +34,7 @@ class ServingRow:
     power_w: float
     joules_per_token: float
     median_itl_ms: float
-    held_out: bool
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def serving_rows() -> list[ServingRow]:
             float(row["power_w"]),
             float(row["joules_per_token"]),
             float(row["median_itl_ms"]),
-            row["role"] == "held_out",
+            row["role"],
         )
         for row in _table("mlenergy_h100.csv")
     ]

@@ -6,30 +6,23 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from power.board import Board
 from power.device import Capability, DeviceInfo, PowerLimits, Reading
 from power.quantities import Clock, Method, Scope, Source
-from power.twin import Demand, StepWork, Twin
+from power.twin import StepWork, Twin
 
 ALL_CAPABILITIES = frozenset({Capability.READ, Capability.CAP, Capability.CLOCKS})
-_MIN_HOLD_S = 0.02
-
-
-@dataclass(slots=True)
-class _LastStep:
-    demand: Demand
-    ended_s: float
-    hold_s: float
+MAX_LAG_S = 30.0
 
 
 class SimulatedDevice:
     """A GPU that does not exist, fed with the work of an engine that does.
 
     Call `on_step` after each engine step: the time it spans draws the power the twin predicts for that mix of
-    work at the clock in force. Between a step's end and the next report the last mix is held for as long as a
-    step usually takes, so that readings during a long step are not idle; after that the board is idle.
+    work at the clock in force; time no step spans is idle. Steps are reported when they are over, so between
+    `expect_work` and `quiet` the board's own time stands at the end of the last reported step: a reading's
+    `time_s` may lag by a step (at most 30 s), and no step is mistaken for idleness.
     `stretch_factor` tells how much longer the engine must make its steps so that a lower clock can be felt.
     Thread-safe. Works on any monotonic clock, real or virtual.
     """
@@ -51,7 +44,7 @@ class SimulatedDevice:
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._last: _LastStep | None = None
+        self._expecting = False
         notes = (f"simulated from profile {gpu.name} (fitted on: {gpu.fitted_on})",)
         self._info = DeviceInfo(
             uuid=uuid,
@@ -72,33 +65,35 @@ class SimulatedDevice:
     def info(self) -> DeviceInfo:
         return self._info
 
+    def expect_work(self, time_s: float) -> None:
+        """The engine has work from `time_s` on: wait for its reports rather than take the time for idle."""
+        with self._lock:
+            if not self._expecting:
+                self.board.advance(time_s, None)
+                self._expecting = True
+
     def on_step(self, work: StepWork, started_s: float, ended_s: float) -> None:
         """Account one step of the engine, `started_s` to `ended_s` on the device's clock."""
-        demand = self.twin.demand(work)
+        demand = None if work.empty else self.twin.demand(work)
         with self._lock:
-            if started_s > self.board.state.time_s:
-                self._advance(started_s)
-            self.board.advance(ended_s, None if work.empty else demand)
-            self._last = None if work.empty else _LastStep(demand, ended_s, max(_MIN_HOLD_S, ended_s - started_s))
+            self.board.advance(started_s, None)
+            self.board.advance(ended_s, demand)
 
     def quiet(self, time_s: float) -> None:
-        """Nothing is running from `time_s` on: do not hold the last step's load."""
+        """Nothing is running from `time_s` on."""
         with self._lock:
-            if self._last is not None:
-                self._last.hold_s = min(self._last.hold_s, max(0.0, time_s - self._last.ended_s))
+            self._expecting = False
+            self.board.advance(time_s, None)
 
     def stretch_factor(self, work: StepWork) -> float:
         """How many times longer a step with this work takes at the present clock than at the top clock, at least 1."""
         with self._lock:
-            self._advance(self._clock())
-            state = self.board.state
-            busy_clock = min(self.board.target_clock(busy=True), state.ceiling_mhz)
+            busy_clock = min(self.board.target_clock(busy=True), self.board.state.ceiling_mhz)
         return max(1.0, self.twin.stretch(work, busy_clock))
 
     def read(self) -> Reading:
         with self._lock:
-            now = self._clock()
-            self._advance(now)
+            now = self._advance()
             state = self.board.state
             return Reading(
                 time_s=now,
@@ -118,8 +113,7 @@ class SimulatedDevice:
 
     def sample(self) -> Reading:
         with self._lock:
-            now = self._clock()
-            self._advance(now)
+            now = self._advance()
             state = self.board.state
             return Reading(time_s=now, power_w=state.shown_power_w, energy_j=state.shown_energy_j)
 
@@ -129,7 +123,7 @@ class SimulatedDevice:
         if limits.clamp(watts) != watts:
             raise ValueError(f"power limit {watts:g} W is outside {limits.min_w:g} to {limits.max_w:g} W")
         with self._lock:
-            self._advance(self._clock())
+            self._advance()
             self.board.set_limit(watts)
             latency = self.board.draw_latency_s()
         self._wait(latency)
@@ -139,28 +133,26 @@ class SimulatedDevice:
         if min_mhz > max_mhz or {min_mhz, max_mhz} - set(self._info.clocks_mhz):
             raise ValueError(f"clock range {min_mhz} to {max_mhz} MHz is not on the device's list of supported clocks")
         with self._lock:
-            self._advance(self._clock())
+            self._advance()
             latency = self.board.set_lock(min_mhz, max_mhz)
         self._wait(latency)
         return float(max_mhz) if self._sleep is None else self.read().sm_clock_mhz
 
     def reset_clocks(self) -> None:
         with self._lock:
-            self._advance(self._clock())
+            self._advance()
             latency = self.board.set_lock(None, None)
         self._wait(latency)
 
     def close(self) -> None:
         return None
 
-    def _advance(self, now: float) -> None:
-        last = self._last
-        if last is not None:
-            held_until = last.ended_s + last.hold_s
-            self.board.advance(min(now, held_until), last.demand)
-            if now >= held_until:
-                self._last = None
-        self.board.advance(now, None)
+    def _advance(self) -> float:
+        """Bring the board up to now, or as far as is known; returns its time."""
+        now = self._clock()
+        if not self._expecting or now - self.board.state.time_s > MAX_LAG_S:
+            self.board.advance(now, None)
+        return self.board.state.time_s
 
     def _wait(self, seconds: float) -> None:
         if self._sleep is not None:

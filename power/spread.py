@@ -1,8 +1,7 @@
-"""Energy as a function of time within one interval of the counter."""
+"""How the joules of one interval of the counter fall upon the steps in it."""
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass, field
 
 SMALLEST_W = 1e-3
@@ -22,39 +21,62 @@ class Interval:
     foreign: bool = False
 
 
-class Spread:
-    """An interval's joules as a function of time, proportional to its power samples."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a step that lies in an interval, and its expected power, W."""
 
-    def __init__(self, interval: Interval) -> None:
-        self._times = [interval.start_s]
-        self._cumulative = [0.0]
-        total, left = 0.0, interval.start_s
-        flat = max(interval.powers, default=0.0) < SMALLEST_W
-        for right, power in zip(interval.times, interval.powers, strict=True):
-            total += (1.0 if flat else power) * (right - left)
-            left = right
-            self._times.append(right)
-            self._cumulative.append(total)
-        self._scale = interval.joules / total if total > 0 else 0.0
+    start_s: float
+    end_s: float
+    expected_w: float
 
-    def joules(self, start: float, end: float) -> float:
-        return (self._at(end) - self._at(start)) * self._scale
 
-    def _at(self, moment: float) -> float:
-        times, cumulative = self._times, self._cumulative
-        right = bisect.bisect_left(times, moment)
-        if right == 0:
-            return 0.0
-        if right >= len(times):
-            return cumulative[-1]
-        left = right - 1
-        share = (moment - times[left]) / (times[right] - times[left])
-        return cumulative[left] + share * (cumulative[right] - cumulative[left])
+def spread(interval: Interval, pieces: list[Piece]) -> list[float]:
+    """Joules of each piece; pieces are in order and do not overlap.
+
+    The samples say how much falls into each of their spans, and the time that steps cover says how much of it is
+    theirs. Within a span, where the samples tell nothing, steps share by their expected energy: a prefill step
+    between decode steps would else be priced like them.
+    """
+    flat = max(interval.powers, default=0.0) < SMALLEST_W
+    total, left = 0.0, interval.start_s
+    for right, power in zip(interval.times, interval.powers, strict=True):
+        total += (1.0 if flat else power) * (right - left)
+        left = right
+    joules = [0.0] * len(pieces)
+    if total <= 0.0:
+        return joules
+    scale, left, first = interval.joules / total, interval.start_s, 0
+    for right, power in zip(interval.times, interval.powers, strict=True):
+        watts = scale * (1.0 if flat else power)
+        first = _spread_span(left, right, watts, pieces, first, joules)
+        left = right
+    return joules
 
 
 def integral(interval: Interval) -> float:
+    """The power samples' own account of the interval's joules."""
     total, left = 0.0, interval.start_s
     for right, power in zip(interval.times, interval.powers, strict=True):
         total += power * (right - left)
         left = right
     return total
+
+
+def _spread_span(left: float, right: float, watts: float, pieces: list[Piece], first: int, joules: list[float]) -> int:
+    """Add the joules of one span to its pieces; returns the first piece that goes on after it."""
+    cells, covered_s, expected_j, index = [], 0.0, 0.0, first
+    while index < len(pieces) and pieces[index].start_s < right:
+        piece = pieces[index]
+        seconds = min(piece.end_s, right) - max(piece.start_s, left)
+        if seconds > 0.0:
+            cells.append((index, seconds * piece.expected_w))
+            covered_s += seconds
+            expected_j += seconds * piece.expected_w
+        if piece.end_s > right:
+            break
+        index += 1
+    if expected_j > 0.0:
+        unit = watts * covered_s / expected_j
+        for found, expected in cells:
+            joules[found] += expected * unit
+    return index

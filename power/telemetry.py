@@ -21,6 +21,7 @@ SLOW_CALL_S = 0.5
 @dataclass(slots=True)
 class _Seen:
     reading: Reading | None = None
+    looked_s: float = float("-inf")
     error: str | None = None
 
 
@@ -74,12 +75,11 @@ class Telemetry:
         self._on_sample(sample, foreign)
 
     def latest(self, uuid: str) -> Reading | None:
-        """The latest reading of a device, `None` when it is older than a second or the device is lost."""
+        """The latest reading of a device, `None` when the last look is a second ago or the device is lost."""
         with self._lock:
-            reading = self._seen[uuid].reading
-        if reading is None or self._clock() - reading.time_s > STALE_S:
-            return None
-        return reading
+            seen = self._seen[uuid]
+            fresh = self._clock() - seen.looked_s <= STALE_S
+            return seen.reading if fresh else None
 
     def error(self, uuid: str) -> str | None:
         """Why the device cannot be read now."""
@@ -105,7 +105,7 @@ class Telemetry:
                 reading = replace(
                     seen.reading, time_s=reading.time_s, power_w=reading.power_w, energy_j=reading.energy_j
                 )
-            seen.reading, seen.error = reading, None
+            seen.reading, seen.looked_s, seen.error = reading, self._clock(), None
         return reading
 
     def _full(self, device: PowerDevice) -> Reading:

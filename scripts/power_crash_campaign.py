@@ -177,7 +177,11 @@ class Cell:
         left = self.fake.left_behind()
         report.trials[name] += 1
         if left:
-            report.left_behind.append(f"{name}: {', '.join(left)}")
+            while not self.clean() and time.monotonic() < deadline + PATIENCE_S:
+                time.sleep(0.01)
+            took = time.monotonic() - before
+            what = f"clean after {took:.1f} s" if self.clean() else "never clean"
+            report.left_behind.append(f"{name}: {', '.join(left)}; {what}")
 
 
 def fork(run: Callable[[], object]) -> int:

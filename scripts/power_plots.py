@@ -47,7 +47,7 @@ INK, BLUE, ORANGE, GREEN, GREY, RED = "#222222", "#1f6feb", "#d9730d", "#2da44e"
 
 def calibration(twin: Twin) -> Any:
     """Published rows and the twin, for watts, J/token and inter-token latency."""
-    rows = [row for row in serving_rows() if not row.held_out]
+    rows = [row for row in serving_rows() if row.role == "fit"]
     states = [serving_state(twin, row.batch, PROMPT_TOKENS) for row in rows]
     batches = [row.batch for row in rows]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))

@@ -15,8 +15,9 @@ from carbon.energy_model import EnergyModel
 from carbon.feed_chain import FeedChain
 from carbon.feeds.build import build_feed, methodology
 from carbon.intensity import CarbonIntensity, Kind, Tier
-from carbon.plane import CarbonPlane, PlaneSettings
-from carbon.plane import Tenant as CarbonTenant
+from carbon.plane import CarbonPlane
+from carbon.plane_values import PlaneSettings
+from carbon.plane_values import Tenant as CarbonTenant
 from carbon.planner import PlanSettings, Strategy
 from carbon.prompt_classes import PromptClassifier
 from carbon.quality_book import QualityBook

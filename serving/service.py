@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
-from carbon.plane import DirectiveDecision
+from carbon.plane_values import DirectiveDecision
 from engine.client_protocol import EngineClientProtocol, Generation
 from serving.fan_in import merge
 from serving.generation import TextDelta, text_deltas

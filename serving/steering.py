@@ -16,7 +16,8 @@ from msgspec import UNSET, UnsetType
 from carbon.accounting import JOULES_PER_KWH, RequestFootprint
 from carbon.accounting import RequestEnergy as ChargedEnergy
 from carbon.directives import AUTO, OFF, DirectiveRefusedError, Reason, RequestTraits, asked_directive
-from carbon.plane import CarbonPlane, DirectiveDecision, Outcome
+from carbon.plane import CarbonPlane
+from carbon.plane_values import DirectiveDecision, Outcome
 from engine.batch import StepRecord
 from engine.client_protocol import EngineStats, Generation
 from power.books import RequestEnergy

@@ -60,7 +60,7 @@ def electricity_maps_format(boundary: Boundary) -> FileFormat:
 
 
 def gridserve_format(methodology: Methodology, zone: str | None = None) -> FileFormat:
-    """Our own two columns, `start` (with offset) and `g_per_kwh`; what `gridserve carbon now --save` appends."""
+    """Our own two columns, `start` (with offset) and `g_per_kwh`."""
     return FileFormat("start", "g_per_kwh", "g/kWh", methodology, zone=zone)
 
 

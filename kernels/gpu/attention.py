@@ -1,4 +1,7 @@
-"""Paged attention of a mixed batch: the decodes in front by one kernel, the chunks behind them by another."""
+"""Paged attention of a mixed batch: the decodes in front by one kernel, the chunks behind them by another.
+
+In deterministic mode one pair of kernels serves both alike.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 
 from kernels.gpu import checks, tuning
 from kernels.gpu.attention_decode import decode_attention
+from kernels.gpu.attention_invariant import invariant_attention
 from kernels.gpu.attention_prefill import prefill_attention
 from kernels.gpu.definitions import QUANTIZED_DTYPES, KVScales
 from kernels.metadata import AttentionMetadata
@@ -48,6 +52,9 @@ def paged_attention(
     checks.same_device(q=q, k_cache=k_cache, context_lens=metadata.context_lens, block_tables=metadata.block_tables)
 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if tuning.deterministic():
+        invariant_attention(out, q, k_cache, v_cache, metadata, scale, window, scales)
+        return out
     if metadata.num_decodes > 0:
         decode_attention(out, q, k_cache, v_cache, metadata, scale, window, scales)
     if metadata.num_decodes < num_requests and q.shape[0] > metadata.num_decodes:

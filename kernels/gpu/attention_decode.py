@@ -29,13 +29,10 @@ def first_visible(length, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def split_size_of(length, first, num_splits, TILE: tl.constexpr, FIXED_SPLIT: tl.constexpr):
-    """Keys a split takes: the request's tiles shared out evenly, or FIXED_SPLIT whatever the length."""
-    if FIXED_SPLIT > 0:
-        return FIXED_SPLIT
-    else:
-        tiles = tl.cdiv(length - first // TILE * TILE, TILE)
-        return tl.maximum(tl.cdiv(tiles, num_splits), 1) * TILE
+def split_size_of(length, first, num_splits, TILE: tl.constexpr):
+    """Keys a split takes: the request's tiles shared out evenly."""
+    tiles = tl.cdiv(length - first // TILE * TILE, TILE)
+    return tl.maximum(tl.cdiv(tiles, num_splits), 1) * TILE
 
 
 @triton.jit(do_not_specialize=["num_splits", "table_stride"])
@@ -70,7 +67,6 @@ def decode_kernel(
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
-    FIXED_SPLIT: tl.constexpr,
     SPLIT: tl.constexpr,
     QUANTIZED: tl.constexpr,
 ):
@@ -79,7 +75,7 @@ def decode_kernel(
     split = tl.program_id(2)
     length = tl.load(context_lens + row)
     first = first_visible(length, WINDOW)
-    size = split_size_of(length, first, num_splits, TILE, FIXED_SPLIT)
+    size = split_size_of(length, first, num_splits, TILE)
     begin = first // TILE * TILE + split * size
     end = tl.minimum(begin + size, length)
     if begin >= end and SPLIT:
@@ -143,7 +139,6 @@ def reduce_kernel(
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
-    FIXED_SPLIT: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
     """Join the splits of one head of one request by their log-sum-exp, in split order."""
@@ -151,7 +146,7 @@ def reduce_kernel(
     row = tl.program_id(1).to(tl.int64)
     length = tl.load(context_lens + row)
     first = first_visible(length, WINDOW)
-    size = split_size_of(length, first, num_splits, TILE, FIXED_SPLIT)
+    size = split_size_of(length, first, num_splits, TILE)
     written = tl.cdiv(length - first // TILE * TILE, size)
 
     d = tl.arange(0, BLOCK_D)
@@ -194,7 +189,6 @@ def decode_attention(
     element_bytes = k_cache.element_size() if q.element_size() == 2 else 4
     config = tuning.decode_config(q.device, element_bytes, head_dim)
     num_splits = tuning.num_splits(q.device, config, rows * kv_heads, reach)
-    fixed_split = tuning.FIXED_SPLIT if tuning.deterministic() else 0
     if num_splits > 1:
         partial_out = torch.empty((rows, q.shape[1], num_splits, head_dim), dtype=torch.float32, device=q.device)
         partial_lse = torch.empty((rows, q.shape[1], num_splits), dtype=torch.float32, device=q.device)
@@ -232,7 +226,6 @@ def decode_attention(
         PAGE=page,
         TILE=config.tile,
         WINDOW=window or 0,
-        FIXED_SPLIT=fixed_split,
         SPLIT=num_splits > 1,
         QUANTIZED=scales is not None,
         num_warps=config.num_warps,
@@ -251,7 +244,6 @@ def decode_attention(
             BLOCK_D=block_d,
             TILE=config.tile,
             WINDOW=window or 0,
-            FIXED_SPLIT=fixed_split,
             BLOCK_SPLITS=16,
             num_warps=4,
         )

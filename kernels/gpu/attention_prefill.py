@@ -37,6 +37,31 @@ def find_request(query_start, block, first_request, num_requests, BLOCK_Q: tl.co
 
 
 @triton.jit
+def locate(query_start, block, first_request, num_requests, BLOCK_Q: tl.constexpr):
+    """`(request, its first packed token, its tokens, first token of the block within the request)`."""
+    request = find_request(query_start, block, first_request, num_requests, BLOCK_Q)
+    query_begin = tl.load(query_start + request)
+    query_len = tl.load(query_start + request + 1) - query_begin
+    own_first = (query_begin - first_request) // BLOCK_Q + request - first_request
+    return request, query_begin, query_len, (block - own_first) * BLOCK_Q
+
+
+@triton.jit
+def key_range(first_position, last_position, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """`(begin, low, full_low, full_high, end)`: the block sees keys `[begin, end)`, tiles from `low`; every row sees
+    the tiles of `[full_low, full_high)` whole."""
+    begin = 0
+    low = 0
+    full_low = 0
+    if WINDOW > 0:
+        begin = tl.maximum(first_position - WINDOW + 1, 0)
+        low = begin // TILE * TILE
+        full_low = tl.maximum(tl.cdiv(tl.maximum(last_position - WINDOW + 1, 0), TILE) * TILE, low)
+    full_high = tl.maximum((first_position + 1) // TILE * TILE, full_low)
+    return begin, low, full_low, full_high, last_position + 1
+
+
+@triton.jit
 def attend(
     acc,
     total,
@@ -63,10 +88,11 @@ def attend(
     WINDOW: tl.constexpr,
     QUANTIZED: tl.constexpr,
     MASKED: tl.constexpr,
+    GUARD: tl.constexpr,
 ):
     """Take in the keys `[low, high)`, `low` a multiple of TILE; without MASKED every row sees all of them.
 
-    Keys outside `[begin, end)` are seen by no row and never read.
+    Keys outside `[begin, end)` are seen by no row and never read. GUARD: a row may meet a tile before its first key.
     """
     for start in range(low, high, TILE):
         keys = start + tl.arange(0, TILE)
@@ -83,8 +109,8 @@ def attend(
             scores = tl.where(visible, scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
         base = new_peak
-        if MASKED and WINDOW > 0:
-            # A row whose window has not begun yet has seen nothing: its peak stays -inf, and -inf - -inf is no number.
+        if MASKED and GUARD:
+            # A row that has seen no key yet keeps a peak of -inf, and -inf - -inf is no number.
             base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
         weights = tl.exp2(scores * scale_log2 - base[:, None])
         fade = tl.exp2(peak - base)
@@ -135,11 +161,7 @@ def prefill_kernel(
     kv_head = tl.program_id(0).to(tl.int64)
     # The last blocks of a chunk see the most keys: start them first, so that the short ones fill the end.
     block = tl.num_programs(1) - 1 - tl.program_id(1)
-    request = find_request(query_start, block, first_request, num_requests, BLOCK_Q)
-    query_begin = tl.load(query_start + request)
-    query_len = tl.load(query_start + request + 1) - query_begin
-    own_first = (query_begin - first_request) // BLOCK_Q + request - first_request
-    token_begin = (block - own_first) * BLOCK_Q
+    request, query_begin, query_len, token_begin = locate(query_start, block, first_request, num_requests, BLOCK_Q)
     if token_begin >= query_len:
         return
 
@@ -155,18 +177,9 @@ def prefill_kernel(
 
     offset = length - query_len
     positions = offset + token
-    first_position = offset + token_begin
-    last_position = offset + tl.minimum(token_begin + BLOCK_Q, query_len) - 1
-    begin = 0
-    low = 0
-    full_low = 0
-    if WINDOW > 0:
-        begin = tl.maximum(first_position - WINDOW + 1, 0)
-        low = begin // TILE * TILE
-        full_low = tl.maximum(tl.cdiv(tl.maximum(last_position - WINDOW + 1, 0), TILE) * TILE, low)
-    # Up to here every row of the block sees every key.
-    full_high = tl.maximum((first_position + 1) // TILE * TILE, full_low)
-    end = last_position + 1
+    begin, low, full_low, full_high, end = key_range(
+        offset + token_begin, offset + tl.minimum(token_begin + BLOCK_Q, query_len) - 1, TILE, WINDOW
+    )
 
     k_base = k_cache + kv_head * k_stride_head
     v_base = v_cache + kv_head * v_stride_head
@@ -185,19 +198,19 @@ def prefill_kernel(
             acc, total, peak, queries, positions, low, tl.minimum(full_low, end), begin, end,
             k_base, v_base, k_scale_base, v_scale_base, table_row,
             scale_log2, k_stride_block, v_stride_block, scales_stride_block,
-            HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, QUANTIZED, True,
+            HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, QUANTIZED, True, WINDOW > 0,
         )  # fmt: skip
     acc, total, peak = attend(
         acc, total, peak, queries, positions, full_low, full_high, begin, end,
         k_base, v_base, k_scale_base, v_scale_base, table_row,
         scale_log2, k_stride_block, v_stride_block, scales_stride_block,
-        HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, QUANTIZED, False,
+        HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, QUANTIZED, False, WINDOW > 0,
     )  # fmt: skip
     acc, total, peak = attend(
         acc, total, peak, queries, positions, full_high, end, begin, end,
         k_base, v_base, k_scale_base, v_scale_base, table_row,
         scale_log2, k_stride_block, v_stride_block, scales_stride_block,
-        HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, QUANTIZED, True,
+        HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, QUANTIZED, True, WINDOW > 0,
     )  # fmt: skip
 
     result = acc / tl.where(total > 0, total, 1.0)[:, None]

@@ -120,8 +120,9 @@ LINEAR: dict[tuple[PackedFormat, int, int], LinearConfig] = {
 }
 # The entry that serves every batch in deterministic mode.
 FIXED_LINEAR_TOKENS = 64
-# One split size for every batch in deterministic mode, in keys.
-FIXED_SPLIT = 1024
+# Keys of one segment in deterministic mode, a multiple of every tile, and the most memory its partial results may take.
+SEGMENT = 1024
+SEGMENT_WORKSPACE_BYTES = 512 << 20
 MAX_SPLITS = 64
 
 _deterministic = False
@@ -130,7 +131,7 @@ assumed_traits = DeviceTraits(capability=90, num_sms=132)
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Fixed split sizes and one linear configuration: a row's result no longer depends on the rest of its batch."""
+    """Fixed segments of keys and one linear configuration: a request's results depend on nothing else of a batch."""
     global _deterministic
     _deterministic = enabled
 
@@ -175,13 +176,10 @@ def prefill_config(device: torch.device, element_bytes: int, head_dim: int, grou
 
 
 def num_splits(device: torch.device, config: DecodeConfig, programs: int, reach: int) -> int:
-    """Splits along the keys: fixed-size ones in deterministic mode, else as many as fill the card.
+    """As many splits along the keys as fill the card.
 
-    `programs` is the grid without splits, `reach` the most keys a request sees. A request's window may start inside a
-    tile, which costs it one tile more.
+    `programs` is the grid without splits, `reach` the most keys a request sees.
     """
-    if deterministic():
-        return max(1, math.ceil((reach + config.tile) / FIXED_SPLIT))
     slots = traits(device).num_sms * config.programs_per_sm
     wanted = math.ceil(0.9 * slots / max(1, programs))
     return max(1, min(wanted, MAX_SPLITS, math.ceil(reach / config.min_split)))

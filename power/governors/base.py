@@ -113,7 +113,8 @@ class Observation:
 
     @property
     def top_mhz(self) -> int:
-        return self.clocks_mhz[-1]
+        """0 where no clocks are known."""
+        return self.clocks_mhz[-1] if self.clocks_mhz else 0
 
     @property
     def current_mhz(self) -> int:

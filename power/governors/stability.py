@@ -101,6 +101,8 @@ def hard_ceiling(observation: Observation, bounds: Bounds) -> int | None:
 
 def bounded_clock(observation: Observation, wanted_mhz: int | None, bounds: Bounds) -> int | None:
     """A supported clock within the band; `None` stays the driver's default unless a ceiling forbids it."""
+    if not observation.clocks_mhz:
+        return None
     ceiling = hard_ceiling(observation, bounds)
     if wanted_mhz is None:
         return None if ceiling is None or ceiling >= observation.top_mhz else snap_down(observation.clocks_mhz, ceiling)

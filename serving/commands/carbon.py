@@ -214,7 +214,8 @@ def _point(value: CarbonIntensity) -> dict[str, Any]:
 def _optimize(arguments: argparse.Namespace) -> int:
     from carbon.directives import SPROUT_LEVELS
     from carbon.optimizer.classed import DEFAULT_CONFIDENCE
-    from carbon.plane import CarbonPlane, PlaneSettings
+    from carbon.plane import CarbonPlane
+    from carbon.plane_values import PlaneSettings
     from carbon.planner import PlanSettings, Strategy, make_plan
     from carbon.state import LearnedState, load_state
     from carbon.text import plan_lines, plan_record
@@ -262,12 +263,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from carbon.directives import SPROUT_LEVELS
     from carbon.evaluator.endpoints import ChatEndpoint
     from carbon.evaluator.judges import CostCap, ExactMatchJudge, Judge, ModelJudge
+    from carbon.evaluator.prompt_file import read_prompts
     from carbon.evaluator.run import EvaluationPlan, evaluate
     from carbon.state import load_state
     from carbon.text import evaluation_lines
 
-    prompts = _read_prompts(arguments.prompts)
     try:
+        prompts = read_prompts(arguments.prompts)
         state = load_state(arguments.state, len(SPROUT_LEVELS))
         served = ChatEndpoint(arguments.url, arguments.model, api_key=_key(arguments.api_key_env))
         judge: Judge = ExactMatchJudge()
@@ -279,7 +281,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             )
             cap = CostCap(max_calls=arguments.max_judge_calls)
             judge = ModelJudge(asked, cap, served_by_gridserve=own and arguments.gridserve)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
     plan = EvaluationPlan(
         share=arguments.share,
@@ -334,42 +336,6 @@ def _key(variable: str | None) -> str | None:
     if not value:
         raise CommandError(f"the environment variable {variable} is empty or not set")
     return value
-
-
-def _read_prompts(path: Path) -> dict[str, list[Any]]:
-    from carbon.evaluator.retention import KeptPrompt
-
-    prompts: dict[str, list[Any]] = {}
-    for number, row in enumerate(_json_lines(path), start=1):
-        messages = row.get("messages") or ([{"role": "user", "content": row["prompt"]}] if "prompt" in row else None)
-        name = row.get("class")
-        if not isinstance(name, str) or not isinstance(messages, list):
-            raise CommandError(f"{path} line {number}: needs a class, and a prompt or messages")
-        answer = row.get("answer")
-        kept = KeptPrompt(name, tuple(messages), None if answer is None else str(answer))
-        prompts.setdefault(name, []).append(kept)
-    if not prompts:
-        raise CommandError(f"{path} holds no prompt")
-    return prompts
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise CommandError(f"{path} line {number}: not a JSON object")
-        rows.append(row)
-    return rows
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, model_validator
 
 from serving.policy.base import EnvironmentName, Intensity, Name, NonNegative, Positive, Section, Share, Text
+from serving.policy.time_zones import check_time_zone
 
 Zone = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Basis = Literal["average", "marginal"]
 Boundary = Literal["direct", "lifecycle"]
+Mix = Literal["consumption", "production"]
 
 
 class FeedSection(Section):
@@ -53,6 +55,7 @@ class CarbonAwareSdkFeed(FeedSection):
     """A self-hosted Carbon Aware SDK; what its numbers count is what `carbon.basis` and `carbon.boundary` say."""
 
     type: Literal["carbon_aware_sdk"]
+    mix: Mix = "consumption"
     url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9._:\[\]-]+(/[^\s?#]*)?$", max_length=500)]
 
 
@@ -62,9 +65,22 @@ class CsvFeed(FeedSection):
     type: Literal["csv"]
     path: Text
     """Relative to the working directory of the server."""
-    format: Literal["gridserve", "electricity_maps"] = "gridserve"
+    mix: Mix = "consumption"
+    time_column: Text | None = None
+    value_column: Text | None = None
+    """Both for a file of another layout; gridserve's own and Electricity Maps' are told by their header."""
+    unit: Text = "g/kWh"
+    time_zone: Annotated[str, AfterValidator(check_time_zone)] | None = None
+    """Of times without offset; without it such times are refused."""
+    step_s: int | None = Field(default=None, gt=0)
     replay_from: AwareDatetime | None = None
     """Replay: this moment of the recording becomes the moment the server starts."""
+
+    @model_validator(mode="after")
+    def columns_together(self) -> Self:
+        if (self.time_column is None) != (self.value_column is None):
+            raise ValueError("give both time_column and value_column, or neither")
+        return self
 
 
 class ConstantFeed(FeedSection):
@@ -72,6 +88,7 @@ class ConstantFeed(FeedSection):
 
     type: Literal["constant"]
     g_per_kwh: Intensity
+    mix: Mix = "consumption"
     source: Text
     """Where the number comes from."""
 

@@ -9,13 +9,15 @@ from pydantic import Field, model_validator
 from serving.policy.base import Name, NonNegative, Positive, Section, Share, Text
 
 OptimizerName = Literal["off", "fixed", "sprout", "classed", "quality_budget", "carbon_budget"]
-OnExceed = Literal["brief", "queue", "refuse", "warn"]
+OnExceed = Literal["brief", "refuse", "warn"]
 
 
 class Level(Section):
     id: Name
     text: Text | None = None
     """The system message; a level without one leaves the prompt as it is."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Cap on the answer's tokens at this level."""
     quality: NonNegative | None = None
     """Known quality relative to the undirected answer's; null where the evaluator is to find out."""
 
@@ -48,14 +50,15 @@ class Evaluator(Section):
     """When judged samples of the levels' quality are taken (SPROUT's opportunistic rule)."""
 
     enabled: bool = True
-    min_gap_h: NonNegative = 6.0
-    max_gap_h: Positive = 72.0
-    sample_prompts: int = Field(default=500, ge=10, le=100_000)
+    grace_h: NonNegative = 6.0
+    """Never again within this time."""
+    max_idle_h: Positive = 72.0
+    """After this time at the latest."""
 
     @model_validator(mode="after")
     def gaps_in_order(self) -> Self:
-        if self.min_gap_h >= self.max_gap_h:
-            raise ValueError("min_gap_h must be below max_gap_h")
+        if self.grace_h >= self.max_idle_h:
+            raise ValueError("grace_h must be below max_idle_h")
         return self
 
 
@@ -70,6 +73,8 @@ class Directives(Section):
     """What a class may give up at the dirtiest grid, as far as the floor allows."""
     confidence: float = Field(default=0.75, ge=0.5, lt=1.0)
     """One-sided confidence of every floor; 0.5 is the plain mean."""
+    min_judged: float = Field(default=30.0, ge=1.0)
+    """Prompts judged at each level before a class gets anything but the undirected level."""
     mix: tuple[MixShare, ...] = ()
     """The shares of `optimizer: fixed`."""
     budget: Budget | None = None
@@ -92,7 +97,9 @@ class Tenant(Section):
     carbon_budget_g_per_day: Positive | None = None
     energy_budget_j_per_day: Positive | None = None
     soft_share: float = Field(default=0.8, gt=0.0, le=1.0)
-    """Share of a budget at which it is reported as nearly used."""
+    """Share of the budget beyond which it counts as nearly used."""
+    soft_quality: Share = 0.85
+    """Share of L0's quality that the tenant's classes keep from then on."""
     on_exceed: OnExceed = "warn"
     directive: Name = "auto"
     """auto, off, or a level's id."""

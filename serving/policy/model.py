@@ -85,6 +85,11 @@ class Policy(Section):
         del plain["spec"]["mode"], plain["spec"]["promotion"]
         return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
 
+    def keeps_text(self, tenant: str | None) -> bool:
+        """Whether prompts and answers of a tenant may be kept in the ledger."""
+        agreed = any(known.name == tenant and known.store_prompt_text for known in self.spec.tenants)
+        return self.spec.ledger.store_prompt_text or agreed
+
     def plain(self) -> dict[str, Any]:
         """Every setting, defaults included, as JSON values."""
         return self.model_dump(mode="json")

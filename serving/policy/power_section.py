@@ -38,14 +38,21 @@ class StaticSettings(Section):
 
 
 class SloSlackSettings(Section):
-    margin: Fraction = 0.8
+    margin: Fraction = 0.85
     """Share of the SLO a prediction may use."""
     guard: Fraction = 0.97
     """Share of the SLO at which a measured latency ends the slack."""
     guard_s: NonNegative = 5.0
     """How long it stays ended."""
+    headroom: float = Field(default=1.08, ge=1.0)
+    """Growth of the load to be ready for."""
+    leave_headroom: float = Field(default=1.2, ge=1.0)
+    """The same while at the driver's default clock: near saturation nothing is given away."""
     learning: Fraction = 0.2
     """Weight of a new measured step time in the twin's correction."""
+    forgetting: Fraction = 0.0005
+    """How fast the caution raised by a breach fades with each quiet decision."""
+    max_caution: float = Field(default=2.0, ge=1.0)
     trusted_min: Positive = 0.3
     trusted_max: Positive = 3.0
     """Corrections outside `trusted_min .. trusted_max` are not believed: the driver's default is used."""
@@ -87,14 +94,11 @@ class RowBudget(Section):
     t1: float = Field(default=0.80, gt=0.0, lt=1.0)
     """Share of the budget above which the low-priority pool is capped."""
     t2: Literal["auto"] | float = "auto"
-    """Upper threshold; auto leaves room for the worst rise measured over one actuation delay."""
+    """Upper threshold; auto leaves room for the worst rise measured over one reaction_s."""
     hysteresis: float = Field(default=0.05, gt=0.0, lt=1.0)
     reaction_s: Positive = 1.0
     """Actuation plus telemetry delay: nothing is escalated before an action could show."""
     relax_dwell_s: NonNegative = 5.0
-    actuation_delay_s: Positive = 1.0
-    """Delay over which `t2: auto` looks for the worst rise."""
-    history_days: int = Field(default=7, ge=1, le=90)
     min_history_s: NonNegative = 3600.0
     """Telemetry needed before `t2: auto` trusts its own history; until then t2 is 0.89."""
     low_priority_gpus: tuple[Name, ...] = ()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from functools import lru_cache
 from typing import Annotated, Literal, Self
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from serving.policy.base import Name, Positive, Section, Text
 from serving.policy.carbon_section import Zone
 from serving.policy.power_section import ClockBand, GovernorName, PowerLimit
+from serving.policy.time_zones import check_time_zone
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -20,17 +20,6 @@ UNKNOWN_BAND = "unknown"
 DAY_MINUTES = 1440
 WEEK_MINUTES = 7 * DAY_MINUTES
 _WINDOW = re.compile(r"^([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)$")
-
-
-@lru_cache(maxsize=1)
-def _time_zones() -> frozenset[str]:
-    return frozenset(available_timezones())
-
-
-def check_time_zone(name: str) -> str:
-    if name not in _time_zones():
-        raise ValueError(f"unknown time zone {name!r}; use an IANA name such as Europe/London or UTC")
-    return name
 
 
 def check_window(text: str) -> str:

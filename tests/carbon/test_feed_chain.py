@@ -119,7 +119,9 @@ async def test_concurrent_callers_share_one_flight_and_reading_never_waits(clock
     feed = Scripted("a", clock, [100.0], gate=gate)
     links = chain(clock, feed)
     callers = [asyncio.create_task(links.refresh()) for _ in range(20)]
-    await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert feed.calls == 1
     assert links.reading().tier is Tier.UNKNOWN
     callers[0].cancel()
     gate.set()
@@ -166,6 +168,24 @@ async def test_failures_back_off_further_each_time(clock):
         clock.now += timedelta(seconds=waits[-1])
     assert waits[:4] == [30.0, 60.0, 120.0, 240.0]
     assert waits[-1] == 900.0
+
+
+async def test_a_source_that_breaks_in_an_unforeseen_way_is_shown_and_passed_over(clock):
+    links = chain(clock, Scripted("broken", clock, [RuntimeError("bug")]), Scripted("sound", clock, [120.0]))
+    await links.refresh()
+    assert links.reading().g_per_kwh == 120.0
+    assert links.health[0].last_error == "bug"
+    await links.refresh_forecast(24)
+    assert links.series_errors == {"broken": "none", "sound": "none"}
+
+
+async def test_a_provider_whose_clock_is_a_little_ahead_is_live(clock):
+    clock.now = START + timedelta(minutes=59)
+    links = chain(clock, Scripted("ahead", clock, [(100.0, -1)]))
+    await links.refresh()
+    assert links.reading().tier is Tier.LIVE
+    clock.now = START + timedelta(minutes=30)
+    assert links.reading().tier is Tier.UNKNOWN
 
 
 async def test_late_data_is_stale_and_a_fresher_source_is_preferred(clock):

@@ -32,9 +32,9 @@ def value(start, g=100.0, methodology=DIRECT, minutes=60, **extra):
     )
 
 
-@given(st.floats(0.0, 10_000.0))
-def test_pounds_per_mwh_are_converted_without_rounding_the_constant(lbs):
-    assert to_g_per_kwh(lbs, "lbs_co2_per_mwh") == pytest.approx(lbs * 0.45359237)
+@given(st.floats(0.0, 10_000.0), st.sampled_from(["lbs_co2_per_mwh", "lbs/MWh", "lbCO2/MWh"]))
+def test_pounds_per_mwh_are_converted_without_rounding_the_constant(lbs, unit):
+    assert to_g_per_kwh(lbs, unit) == pytest.approx(lbs * 0.45359237)
 
 
 def test_mass_per_energy_units_agree():

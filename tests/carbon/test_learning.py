@@ -37,6 +37,13 @@ class TestClassifier:
         assert strange.name == UNKNOWN
         assert strange.best in ("math", "poetry")
 
+    def test_a_sure_word_among_foreign_ones_is_still_foreign(self):
+        classifier = taught(accuracy=0.5)
+        foreign = " ".join(f"zx{i}qv" for i in range(40))
+        found = classifier.predict(f"poem poem poem poem poem {foreign}")
+        assert (found.best, found.name) == ("poetry", UNKNOWN)
+        assert found.probability >= classifier.threshold
+
     def test_before_enough_examples_everything_is_unknown(self):
         classifier = PromptClassifier(["a", "b"])
         classifier.learn(["x y"] * 10, ["a"] * 10)

@@ -115,6 +115,17 @@ def test_an_infeasible_floor_is_l0_and_says_so():
     assert mixes["easy"][0].note is None
 
 
+@given(st.integers(5, 400), st.integers(5, 400), st.floats(0.7, 1.0), st.sampled_from([0.75, 0.95]))
+def test_with_two_levels_exactly_as_much_brevity_is_used_as_the_bound_allows(long, brief, share, confidence):
+    estimate = from_choices([long, brief])
+    mix = classed_mixes({"c": [Band(costs(100, 10), estimate)]}, g_per_kwh=100, share=share, confidence=confidence)[
+        "c"
+    ][0]
+    steps = np.linspace(0.0, 1.0, 2001)
+    kept = [x for x in steps if estimate.lower_bound([1.0 - x, x], share, confidence) >= 0.0]
+    assert mix.probabilities[1] == pytest.approx(max(kept, default=0.0), abs=2e-3)
+
+
 def test_little_evidence_means_little_brevity():
     few, many = from_choices([5, 6, 0]), from_choices([5000, 6000, 0])
     both = {"few": [Band(costs(100, 20, 10), few)], "many": [Band(costs(100, 20, 10), many)]}

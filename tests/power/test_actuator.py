@@ -112,6 +112,34 @@ def test_a_stale_state_file_is_restored_at_start(simulated, state_file, clock):
     assert not state_file.path.exists()
 
 
+def test_a_device_that_is_away_is_restored_when_it_is_back(simulated, state_file, clock):
+    first = Actuator([simulated], state_file, clock=clock)
+    lease, _ = first.acquire("test")
+    first.lock_clocks(lease, simulated.info.uuid, 1005, 1005)
+    without = Actuator([], state_file, clock=clock)
+    without.start()
+    without.close()
+    assert any("not here" in alarm for alarm in without.status().alarms)
+    assert state_file.path.exists()
+    Actuator([simulated], state_file, clock=clock).start()
+    assert at_defaults(simulated)
+    assert not state_file.path.exists()
+
+
+def test_all_devices_are_restored_before_the_disk_is_waited_for(twin, state_file, clock, monkeypatch):
+    devices = [SimulatedDevice(twin, ordinal=ordinal, clock=clock) for ordinal in range(2)]
+    actuator = Actuator(devices, state_file, clock=clock)
+    lease, _ = actuator.acquire("test")
+    for device in devices:
+        actuator.lock_clocks(lease, device.info.uuid, 1005, 1005)
+        actuator.set_power_limit(lease, device.info.uuid, 400.0)
+    seen = []
+    monkeypatch.setattr(state_file, "remove", lambda: seen.append([at_defaults(device) for device in devices]))
+    monkeypatch.setattr(state_file, "save", lambda state: seen.append([at_defaults(device) for device in devices]))
+    actuator.release(lease)
+    assert seen == [[True, True]]
+
+
 def test_after_a_reboot_nothing_is_set(simulated, state_file, clock):
     first = Actuator([simulated], state_file, clock=clock)
     first.start()

@@ -76,6 +76,44 @@ def test_weights_are_shared_equally_and_the_cache_by_what_is_read():
     assert found["long"].decode_j == pytest.approx(100 * long / (short + long))
 
 
+def test_within_one_sample_a_heavy_step_gets_more_than_its_time():
+    att = Attributor(METER, MODEL, IdleBaseline(configured_w=0.0), model_scale=1.0)
+    att.on_sample(EnergySample(0.0, 0.0, 100.0))
+    att.on_step(0.0, 0.5, [WorkShare("heavy", 400, 0, 0)])
+    att.on_step(0.5, 1.0, [WorkShare("light", 100, 0, 0)])
+    att.on_sample(EnergySample(1.0, 100.0, 100.0))
+    att.retire("heavy", 1.0)
+    att.retire("light", 1.0)
+    found = results(att)
+    heavy = MODEL.weights([WorkShare("heavy", 400, 0, 0)])[0][1]
+    light = MODEL.weights([WorkShare("light", 100, 0, 0)])[0][1]
+    assert found["heavy"].joules == pytest.approx(100.0 * heavy / (heavy + light))
+    assert found["heavy"].joules + found["light"].joules == pytest.approx(100.0)
+
+
+def test_a_pause_keeps_its_part_of_the_sample():
+    att = Attributor(METER, MODEL, IdleBaseline(configured_w=0.0), model_scale=1.0)
+    att.on_sample(EnergySample(0.0, 0.0, 100.0))
+    att.on_step(0.0, 0.25, [prefill("a")])
+    att.on_step(0.75, 1.0, [prefill("b")])
+    att.on_sample(EnergySample(1.0, 100.0, 100.0))
+    att.retire("a", 1.0)
+    att.retire("b", 1.0)
+    found = results(att)
+    assert found["a"].joules == pytest.approx(25.0)
+    assert att.books.unattributed_j == pytest.approx(50.0)
+
+
+def test_the_counter_is_taken_to_move_between_two_quick_looks():
+    att = attributor(idle_w=0.0)
+    att.on_sample(EnergySample(0.0, 0.0, 100.0))
+    att.on_sample(EnergySample(0.04, 0.0, 100.0))
+    att.on_sample(EnergySample(0.08, 8.0, 100.0))
+    assert att.settled_until_s == pytest.approx(0.06)
+    att.on_sample(EnergySample(0.5, 50.0, 100.0))
+    assert att.settled_until_s == pytest.approx(0.5)
+
+
 def test_idle_is_split_among_residents_at_each_moment():
     att = attributor(idle_w=100.0)
     att.on_sample(EnergySample(0.0, 0.0, 100.0))

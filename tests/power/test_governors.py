@@ -161,6 +161,12 @@ def test_carbon_narrows_the_band_and_a_stale_signal_does_not():
     assert governor.budget_w(1000.0, None) == 1000.0
 
 
+def test_a_device_without_clocks_is_left_alone(twin):
+    seen = observation(clocks_mhz=(), limits=None)
+    for governor in (DefaultGovernor(), StaticGovernor(1005), SloSlackGovernor(twin), PhaseAwareGovernor(twin)):
+        assert governor.decide(seen).setpoint == DRIVER_DEFAULT
+
+
 VIEWS = st.builds(
     EngineView,
     running=st.integers(0, 256),

@@ -1,5 +1,6 @@
 """The NVML device on a library that misbehaves: what is missing degrades with a reason, what fails is not hidden."""
 
+import os
 import time
 
 import pynvml
@@ -91,6 +92,10 @@ def test_foreign_processes_are_counted(fake):
     fake.set_faults(Faults(foreign_pids=[1, 2]))
     device = opened(fake)
     assert device.read().foreign_processes == 2
+    device.own(frozenset({1, os.getpid()}))
+    assert device.read().foreign_processes == 1
+    device.own(frozenset({4242}))
+    assert device.read().foreign_processes is None, "none of ours is listed: another PID namespace"
     device.close()
 
 

@@ -1,5 +1,6 @@
 """The plane as a server uses it, on a simulated board in virtual time, and the controller's manners."""
 
+import os
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from power.row import RowControl
 from power.simulated import SimulatedDevice
 from power.telemetry import Telemetry
 from power.twin import decode_work
-from power.work import WorkShare
+from power.work import WorkShare, step_work
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def test_a_request_gets_prefill_decode_and_idle_joules_labelled_simulated(simula
         assert result.settled
         assert answer.joules == pytest.approx(result.joules, rel=0.1)
         assert plane.request_energy(result.request_id) is result
+    shown = settled[0].fields()
+    assert shown["method"] == "simulated"
+    assert shown["energy_joules"] == pytest.approx(
+        shown["prefill_joules"] + shown["decode_joules"] + shown["idle_joules"]
+    )
+    assert shown["energy_kwh"] == pytest.approx(shown["energy_joules"] / 3.6e6)
     books = plane.status().books
     assert books.closure_error_j == pytest.approx(0.0, abs=1e-6)
     assert sum(result.joules for result in settled) == pytest.approx(books.requests_j)
@@ -96,6 +103,63 @@ def test_a_request_gets_prefill_decode_and_idle_joules_labelled_simulated(simula
     assert metrics["gridserve_energy_counter_joules_total"] == books.counter_j
     assert plane.request_energy("unknown") is None
     assert plane.finish("unknown") is None
+
+
+def test_a_long_step_is_not_taken_for_idleness(simulated, twin, clock):
+    settled = []
+    plane = plane_of(simulated, twin, clock, on_settled=settled.append)
+    plane.telemetry.tick()
+    clock.sleep(1.0)
+    plane.telemetry.tick()
+    plane.admit("long", 1000)
+    started = clock()
+    for _ in range(40):
+        clock.sleep(0.05)
+        plane.telemetry.tick()
+    plane.on_step(Step(started, clock(), (WorkShare("long", 1000, 0, 1000),)))
+    plane.finish("long")
+    for _ in range(6):
+        clock.sleep(0.05)
+        plane.telemetry.tick()
+    (result,) = settled
+    wanted_w = twin.predict(step_work([WorkShare("long", 1000, 0, 1000)]), 1980).power_w
+    assert wanted_w > 700.0
+    assert result.prefill_j + result.idle_j == pytest.approx(2.0 * 700.0, rel=0.05), "two seconds at the cap"
+    books = plane.status().books
+    assert books.unattributed_j < 0.05 * books.counter_j
+
+
+def test_it_runs_by_itself(twin):
+    done = threading.Event()
+    settled = []
+
+    def on_settled(result):
+        settled.append(result)
+        done.set()
+
+    plane = PowerPlane(
+        [SimulatedDevice(twin)],
+        shape=twin.shape,
+        governor=StaticGovernor(1005),
+        mode=Mode.ENFORCE,
+        slo=Slo(1.0, 0.05),
+        on_settled=on_settled,
+    )
+    plane.start()
+    plane.admit("live", 200)
+    for step in range(20):
+        started = time.monotonic()
+        time.sleep(0.02)
+        share = WorkShare("live", 200, 0, 200) if step == 0 else WorkShare("live", 0, 1, 200 + step)
+        time.sleep(plane.on_step(Step(started, time.monotonic(), (share,))))
+    preview = plane.finish("live")
+    assert done.wait(10)
+    plane.stop()
+    assert settled[0].joules == pytest.approx(preview.joules, rel=0.5)
+    assert min(settled[0].prefill_j, settled[0].decode_j, settled[0].idle_j) > 0
+    assert plane.status().samples >= 5
+    assert abs(plane.status().books.closure_error_j) < 1e-6
+    assert plane.controller.outcomes["applied"] + plane.controller.outcomes["unconfirmed"] >= 1
 
 
 def test_enforced_slack_lowers_the_simulated_clock_and_stretches_steps(simulated, twin, clock):
@@ -162,6 +226,7 @@ def test_a_plane_without_an_actuator_cannot_enforce(fake, twin):
 def test_real_devices_are_labelled_measured(fake, twin):
     device = NvmlDevice(fake.uuids[0])
     plane = PowerPlane([device], shape=twin.shape)
+    plane.own(frozenset({os.getpid()}))
     plane.start()
     plane.admit("a", 100)
     begin = time.monotonic()

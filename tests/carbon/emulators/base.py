@@ -66,7 +66,7 @@ class Emulator:
             if self._has(fault):
                 return 200, body, {}
         if self._has("too_big"):
-            return 200, b" " * (9 * 1024 * 1024), {}
+            return 200, b'{"data": []}' + b" " * (9 * 1024 * 1024), {}
         answer = self.answer(path, query, headers)
         if isinstance(answer, tuple):
             status, payload = answer

@@ -68,14 +68,6 @@ def decode(capability: int, depth: str) -> Iterator[Case]:
     yield "8B window", _attention(64, 64, 64, window=4096)
     yield "135M group 3", _attention(4, 4, 4, 9, 3, 64)
 
-    def deterministic() -> None:
-        tuning.set_deterministic(True)
-        try:
-            _attention(8, 8, 8)()
-        finally:
-            tuning.set_deterministic(False)
-
-    yield "8B deterministic", deterministic
     if depth == "all":
         for head_dim in (64, 80, 256):
             yield f"head_dim {head_dim}", _attention(8, 8, 8, head_dim=head_dim)
@@ -95,6 +87,25 @@ def prefill(capability: int, depth: str) -> Iterator[Case]:
             yield f"head_dim {head_dim} int8", _attention(1, 8192, 0, head_dim=head_dim, cache=torch.int8)
         for heads, kv_heads in ((8, 8), (64, 8), (32, 1)):
             yield f"group {heads // kv_heads}", _attention(1, 8192, 0, heads, kv_heads)
+
+
+def invariant(capability: int, depth: str) -> Iterator[Case]:
+    def held(run: Callable[[], object]) -> Callable[[], object]:
+        def deterministic() -> None:
+            tuning.set_deterministic(True)
+            try:
+                run()
+            finally:
+                tuning.set_deterministic(False)
+
+        return deterministic
+
+    for cache in _cache_dtypes(capability):
+        yield f"8B {cache}", held(_attention(9, 2048, 8, cache=cache))
+    yield "8B window", held(_attention(9, 2048, 8, window=4096))
+    yield "135M group 3", held(_attention(9, 2048, 8, 9, 3, 64))
+    if depth == "all":
+        yield "head_dim 256", held(_attention(9, 2048, 8, head_dim=256))
 
 
 def elementwise(capability: int, depth: str) -> Iterator[Case]:
@@ -184,6 +195,7 @@ def variants(capability: int, depth: str) -> Iterator[Case]:
 FAMILIES: dict[str, Callable[[int, str], Iterator[Case]]] = {
     "decode": decode,
     "prefill": prefill,
+    "invariant": invariant,
     "elementwise": elementwise,
     "sampling": sampling,
     "linear": linear,

@@ -16,21 +16,30 @@ from typing import Any
 
 import pytest
 
+# A test waits for its child process, and for those that run before it.
+pytestmark = pytest.mark.timeout(900)
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 CHECKS = sorted(path.stem for path in (FOLDER / "checks").glob("check_*.py"))
-FAMILIES = ("decode", "prefill", "elementwise", "sampling", "linear", "variants")
+FAMILIES = ("decode", "prefill", "invariant", "elementwise", "sampling", "linear", "variants")
 CAPABILITIES = (80, 89, 90, 100)
 # Shared memory one program may have, bytes: CUDA C++ Programming Guide, technical specifications by capability.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 REGISTER_FILE = 65536
 TENSOR_MEMORY_COLUMNS = 512
 # Registers a thread may take at most, by kernel: what the present code needs and a little room.
-REGISTER_BUDGET = {"decode_kernel": 240, "prefill_kernel": 255, "linear_kernel": 200, "add_splits_kernel": 80}
+REGISTER_BUDGET = {
+    "decode_kernel": 240,
+    "prefill_kernel": 255,
+    "segment_kernel": 255,
+    "linear_kernel": 200,
+    "add_splits_kernel": 80,
+}
 DEFAULT_REGISTER_BUDGET = 72
-MMA_KERNELS = {"decode_kernel", "prefill_kernel", "linear_kernel"}
+MMA_KERNELS = {"decode_kernel", "prefill_kernel", "segment_kernel", "linear_kernel"}
 # Kernels with enough rows for the wide instructions of the newer cards must use them; all others use `mma.sync`.
-WIDE_KERNELS = {"prefill_kernel", "linear_kernel"}
+WIDE_KERNELS = {"prefill_kernel", "segment_kernel", "linear_kernel"}
 WIDE_MMA = {90: "wgmma", 100: "tcgen05"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -77,12 +78,13 @@ def postgres() -> Iterator[Postgres]:
     try:
         server = Postgres(found[-1].parent, folder)
         server.start()
-        yield server
-        server.stop()
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"PostgreSQL cannot be started here: {error}")
-    finally:
         shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"PostgreSQL cannot be started here: {error}")
+    yield server
+    with contextlib.suppress(subprocess.CalledProcessError):
+        server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

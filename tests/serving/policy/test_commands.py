@@ -1,6 +1,7 @@
 """`gridserve policy`: output, formats and exit status."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,19 @@ from serving.cli import main
 
 CASES = Path(__file__).parent / "cases"
 BAD = "apiVersion: gridserve/v1\nkind: Policy\nmetadata: {name: p}\nspec: {mode: go, power: {clock_mhz: {max: 3000}}}\n"
+
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "policy.md"
+COMMANDS = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("$ gridserve ")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_document_work(command, monkeypatch, capsys):
+    monkeypatch.chdir(DOCUMENT.parents[1])
+    words = shlex.split(command.removeprefix("$ gridserve "))
+    assert main(words) == (1 if words[1] == "diff" else 0)
+    if words[1] == "check":
+        assert capsys.readouterr().out.strip() in DOCUMENT.read_text()
 
 
 @pytest.fixture

@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import pkgutil
 import typing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.policy.carbon_section import Feed
+import carbon.feeds
+from serving.policy.carbon_section import Feed, WattTimeFeed
+from serving.policy.feeds import feed_settings
 from serving.policy.load import load_policy, parse_policy
 from serving.policy.model import Policy
 from serving.policy.power_section import CarbonFollow, GovernorName, PhaseAwareSettings, RowBudget, SloSlackSettings
 from serving.policy.power_section import Stability as StabilitySection
 from serving.policy.problems import PolicyError
 from serving.policy.schema import policy_schema
+from serving.policy.zones import ENTSOE_COUNTRIES
 
 PLAN = """apiVersion: gridserve/v1
 kind: Policy
@@ -46,6 +50,26 @@ def test_the_plan_of_the_policy_file_is_accepted():
     assert loaded.warnings == ()
     assert loaded.policy.spec.directives.chosen_optimizer == "quality_budget"
     assert loaded.policy.spec.power.row_budget.t2 == "auto"
+
+
+def test_feeds_are_built_from_a_policy(tmp_path):
+    build = pytest.importorskip("carbon.feeds.build", reason="the feeds are not part of this build")
+    file = tmp_path / "gb.csv"
+    file.write_text("start,g_per_kwh\n2026-01-01T00:00:00+00:00,100\n2026-01-01T01:00:00+00:00,120\n")
+    feeds = (
+        "{type: uk_grid}, {type: electricity_maps}, {type: entsoe, zone: NL}, {type: eia, zone: CISO},"
+        " {type: watttime, signal: co2_aoer, zone: X}, {type: carbon_aware_sdk, url: 'http://localhost:8080'},"
+        f" {{type: csv, path: {file}, replay_from: '2026-01-01T00:00:00Z'}},"
+        " {type: constant, g_per_kwh: 5, source: s}"
+    )
+    policy = parse_policy(PLAN.replace("{type: uk_grid}", feeds).encode()).policy
+    names = ("ELECTRICITY_MAPS_TOKEN", "ENTSOE_TOKEN", "EIA_API_KEY", "WATTTIME_USER", "WATTTIME_PASSWORD")
+    built = [
+        build.build_feed(settings, zone="GB", environment=dict.fromkeys(names, "k"))
+        for settings in feed_settings(policy.spec.carbon)
+    ]
+    assert {str(feed.methodology.boundary) for feed in built} == {"direct"}
+    assert {str(feed.methodology.basis) for feed in built} == {"average"}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +133,15 @@ def test_the_body_stays_the_same_from_shadow_to_enforce():
     shadowed = parse_policy(PLAN.replace("mode: enforce", "mode: shadow").encode()).policy
     assert enforced.revision != shadowed.revision
     assert enforced.body_revision == shadowed.body_revision
+
+
+def test_text_is_kept_only_by_consent():
+    agreed = PLAN.replace("on_exceed: brief}", "on_exceed: brief, store_prompt_text: true}")
+    policy = parse_policy(agreed.encode()).policy
+    assert [policy.keeps_text(tenant) for tenant in ("research", "other", None)] == [True, False, False]
+    assert not parse_policy(PLAN.encode()).policy.keeps_text("research")
+    everyone = parse_policy((PLAN + "  ledger: {store_prompt_text: true}\n").encode()).policy
+    assert everyone.keeps_text(None)
 
 
 def test_policies_are_frozen():
@@ -194,6 +227,20 @@ def test_feed_types_are_distinct():
     union = typing.get_args(typing.get_args(Feed)[0])
     tags = [typing.get_args(kind.model_fields["type"].annotation)[0] for kind in union]
     assert len(set(tags)) == len(tags) == 8
+
+
+def test_feeds_and_zones_are_those_of_the_carbon_plane():
+    """The feeds are optional here: they need packages that a policy check does without."""
+    entsoe = pytest.importorskip("carbon.feeds.entsoe", reason="the feed is not part of this build")
+    assert set(entsoe.BIDDING_ZONES) == ENTSOE_COUNTRIES
+    watttime = pytest.importorskip("carbon.feeds.watttime", reason="the feed is not part of this build")
+    signals = typing.get_args(WattTimeFeed.model_fields["signal"].annotation)
+    assert set(watttime.SIGNALS) == set(signals)
+    found = {module.name for module in pkgutil.iter_modules(carbon.feeds.__path__)}
+    tags = [
+        typing.get_args(kind.model_fields["type"].annotation)[0] for kind in typing.get_args(typing.get_args(Feed)[0])
+    ]
+    assert {"recorded" if tag == "csv" else tag for tag in tags} <= found
 
 
 def test_schema_is_draft_7_and_the_committed_one(shipped):

@@ -1,10 +1,11 @@
 """Paged attention against its definition: ragged, permuted, poisoned, split, windowed, quantised."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kernels.gpu import definitions, ops, tuning
@@ -119,8 +120,10 @@ def test_a_sliding_window(device, close, window):
     close(case.run(window=window), case.expected(window))
 
 
-def test_pages_that_left_the_window_are_not_read(device, close):
-    case = make_case(device, [(1, 150), (20, 150)], dtype=torch.float32)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_pages_that_left_the_window_are_not_read(device, close, monkeypatch, fixed):
+    monkeypatch.setattr(tuning, "_deterministic", fixed)
+    case = make_case(device, [(1, 150), (20, 150)])  # tiles larger than a page
     expected = case.expected(32)
     for row, first_seen in ((0, 150 - 32), (1, 130 - 31)):
         gone = case.metadata.block_tables[row, : first_seen // 16].long()
@@ -148,8 +151,9 @@ def test_split_counts_agree(device, close, monkeypatch, splits):
 def test_padding_requests_of_a_graph_get_zeros(device, monkeypatch):
     case = make_case(device, DECODES)
     case.metadata.context_lens[-2:] = 0
-    for splits in (1, 4):
+    for splits, fixed in ((1, False), (4, False), (1, True)):
         monkeypatch.setattr(tuning, "num_splits", lambda *_, splits=splits: splits)
+        monkeypatch.setattr(tuning, "_deterministic", fixed)
         out = case.run()
         assert (out[-2:] == 0).all()
         assert out.isfinite().all()
@@ -170,30 +174,43 @@ def only(case, rows):
     return dataclasses.replace(case, q=case.q[rows], metadata=metadata)
 
 
-@pytest.mark.usefixtures("deterministic")
-def test_deterministic_decodes_do_not_depend_on_neighbours(device, monkeypatch):
-    monkeypatch.setattr(tuning, "FIXED_SPLIT", 128)
-    case = make_case(device, [(1, 300), (1, 5), (1, 128), (1, 1000)])
-    together = case.run()
-    for row in range(4):
-        assert torch.equal(only(case, [row]).run()[0], together[row])
+def cut(case, ranges):
+    """The same requests with only the query tokens `begin..end` of each; None leaves a request out."""
+    starts = case.metadata.query_start.tolist()
+    lengths = case.metadata.context_lens.tolist()
+    kept = [row for row, each in enumerate(ranges) if each is not None]
+    device = case.q.device
+    counts = [ranges[row][1] - ranges[row][0] for row in kept]
+    tokens = torch.cat([starts[row] + torch.arange(*ranges[row], device=device) for row in kept])
+    ends = [lengths[row] - (starts[row + 1] - starts[row]) + ranges[row][1] for row in kept]
+    decodes = next((index for index, count in enumerate(counts) if count > 1), len(counts))
+    metadata = dataclasses.replace(
+        case.metadata,
+        query_start=torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32, device=device),
+        context_lens=torch.tensor(ends, dtype=torch.int32, device=device),
+        block_tables=case.metadata.block_tables[kept],
+        max_query_len=max(counts),
+        max_context_len=max(ends),
+        num_decodes=decodes,
+    )
+    return dataclasses.replace(case, q=case.q[tokens], metadata=metadata)
 
 
 @pytest.mark.usefixtures("deterministic")
-def test_chunks_do_not_depend_on_where_they_were_cut(device):
-    whole = make_case(device, [(150, 150)])
-    expected = whole.run()
-    for begin, end in ((0, 40), (40, 107), (107, 150)):
-        part = dataclasses.replace(
-            whole,
-            q=whole.q[begin:end],
-            metadata=dataclasses.replace(
-                whole.metadata,
-                query_start=torch.tensor([0, end - begin], dtype=torch.int32, device=device),
-                context_lens=torch.tensor([end], dtype=torch.int32, device=device),
-            ),
-        )
-        assert torch.equal(part.run(), expected[begin:end])
+@pytest.mark.parametrize(("cache_dtype", "window"), [(None, None), (None, 70), (torch.int8, 70)], ids=str)
+def test_deterministic_results_depend_on_the_request_alone(device, close, monkeypatch, cache_dtype, window):
+    """Bit for bit: whole prompts, chunks, single tokens, with and without neighbours, workspace whole or in pieces."""
+    monkeypatch.setattr(tuning, "SEGMENT", 128)
+    case = make_case(device, [(150, 150), (40, 300), (1, 290)], cache_dtype=cache_dtype)
+    together = case.run(window=window)
+    close(together, case.expected(window))
+    first, second = together[:150], together[150:190]
+    for begin, end in ((0, 40), (40, 41), (41, 107), (107, 150)):
+        assert torch.equal(cut(case, [(begin, end), None, None]).run(window=window), first[begin:end])
+    assert torch.equal(cut(case, [None, (39, 40), (0, 1)]).run(window=window)[0], second[39])
+    assert torch.equal(cut(case, [None, None, (0, 1)]).run(window=window), together[190:])
+    monkeypatch.setattr(tuning, "SEGMENT_WORKSPACE_BYTES", 1)
+    assert torch.equal(case.run(window=window), together)
 
 
 def test_block_offsets_past_int32(device, close):
@@ -221,7 +238,13 @@ def layouts():
     return st.tuples(decodes, chunks).map(lambda both: both[0] + both[1]).filter(bool)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     lengths=layouts(),
     heads=st.sampled_from([(2, 2), (3, 1), (8, 2)]),

@@ -1,7 +1,8 @@
 """Mends narrow floats in Triton's interpreter, for tests only.
 
 It multiplies the bit patterns of bf16 in `dot` (triton-lang/triton#11584: not supported there), truncates fp32 to bf16,
-and loses the carry when it rounds fp32 to fp8. bf16 handles hold uint16, fp8 handles uint8.
+loses the carry when it rounds fp32 to fp8, and multiplies matrices by a BLAS whose last bits depend on a row's place.
+bf16 handles hold uint16, fp8 handles uint8.
 """
 
 import numpy as np
@@ -53,7 +54,11 @@ def install() -> None:
     def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         if a.dtype.scalar == tl.bfloat16:
             a, b = (TensorHandle(widen(each.data), tl.float32) for each in (a, b))
-        return plain_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
+        if a.dtype.scalar != tl.float32 or d.dtype.scalar != tl.float32:
+            return plain_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
+        # BLAS sums in fp32 differ with the place of a row in its matrix, which a matrix instruction's do not.
+        exact = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)) + d.data
+        return TensorHandle(exact.astype(np.float32), tl.float32)
 
     InterpreterBuilder.cast_impl = cast
     InterpreterBuilder.create_fp_ext = cast

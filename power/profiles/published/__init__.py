@@ -1,0 +1,1 @@
+"""Published measurements, one CSV each; read with `power.published`."""
