@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
 
 from serving.admin_context import AdminContext
 from serving.admin_control import keys_router, operate_router, supply_router
-from serving.admin_errors import AdminError, answer_error
+from serving.admin_errors import HANDLED, AdminError, answer_error
 from serving.admin_http import build_document
 from serving.admin_policy import policy_edit_router, policy_reload_router, policy_router
 from serving.admin_records import exports_router, metrics_router, records_router
@@ -41,7 +40,7 @@ def create_admin_app(context: AdminContext) -> FastAPI:
     ):
         app.include_router(make(context))
     app.include_router(_document_router(app, context))
-    for kind in (AdminError, HTTPException, ValueError, OSError, Exception):
+    for kind in HANDLED:
         app.add_exception_handler(kind, answer_error)
     return app
 

@@ -47,6 +47,23 @@ class AdminError(Exception):
         return Response(body, self.problem.status, self.headers, "application/problem+json")
 
 
+HANDLED: tuple[type[Exception], ...] = (
+    AdminError,
+    HTTPException,
+    RevisionConflictError,
+    ReadOnlyPolicyError,
+    LedgerError,
+    SQLAlchemyError,
+    ActuatorUnavailableError,
+    LeaseError,
+    DeviceError,
+    ValueError,
+    OSError,
+    Exception,
+)
+"""What has an answer of its own; `Exception` is the last resort, which the server also logs."""
+
+
 def shown(problems: Iterable[policy_problems.Problem]) -> list[PolicyProblem]:
     return [PolicyProblem(one.line, one.column, one.path, one.message, str(one.severity)) for one in problems]
 

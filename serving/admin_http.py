@@ -98,6 +98,9 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        if "HTTPValidationError" in str(operation["responses"].get("422")):
+            del operation["responses"]["422"]
     structs = [one for one in vars(schema).values() if isinstance(one, type) and issubclass(one, Struct)]
     _, found = msgspec.json.schema_components(
         [one for one in structs if one is not Struct], ref_template=_REF + "{name}"

@@ -10,6 +10,7 @@ from engine.checkpoint import Checkpoint
 from engine.client_protocol import EngineClientProtocol
 from engine.config import CPU_MAX_NUM_BATCHED_TOKENS
 from power.controller import Mode
+from power.model_shape import ModelShape
 from power.simulated import SimulatedDevice
 from serving.admin_auth import AdminAccess
 from serving.admin_context import AdminContext
@@ -98,7 +99,13 @@ class Parts:
         return rules is not None and rules.on_exceed == "brief" and verdict is not None and verdict.state == HARD
 
 
-def build_parts(options: ServerOptions, checkpoint: Checkpoint) -> Parts:
+def served_shape(options: ServerOptions, checkpoint: Checkpoint) -> ModelShape:
+    """The served model as the power twin sees it."""
+    config, weights = checkpoint.config, checkpoint.open_weights()
+    return shape_of(config, options.engine.model_id, weights.total_bytes / config.num_parameters)
+
+
+def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:
     """Open the ledger, the devices and the policy. Raises `LedgerError`, `DeviceError`, `PolicyError`, `ValueError`."""
     alarms = AlarmBoard()
     control: ControlPlane | None = None
@@ -112,8 +119,6 @@ def build_parts(options: ServerOptions, checkpoint: Checkpoint) -> Parts:
         ledger = open_ledger(location, keep_text=keep_text, on_alarm=lambda text: alarms.stand("ledger", text))
     try:
         steering = Steering()
-        config, weights = checkpoint.config, checkpoint.open_weights()
-        shape = shape_of(config, options.engine.model_id, weights.total_bytes / config.num_parameters)
         control = ControlPlane(steering, shape=shape, ledger=ledger, alarms=alarms, learned=options.learned)
         alarms.on_new = control.on_new_alarm
         if options.power_device is not None:

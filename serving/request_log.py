@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from carbon.plane import DirectiveDecision
+from carbon.plane_values import DirectiveDecision
 from serving.generation import TextDelta
 from serving.ledger.rows import RequestRow
 from serving.openai_requests import ChatCompletionRequest

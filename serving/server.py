@@ -17,7 +17,7 @@ from engine.client import EngineClient, OnLoading
 from engine.client_protocol import EngineInfo
 from serving.admin_api import create_admin_app
 from serving.admin_context import AdminContext
-from serving.composition import Parts, build_parts, serve_with, sweep_requests
+from serving.composition import Parts, build_parts, serve_with, served_shape, sweep_requests
 from serving.http_server import server_config
 from serving.inference_api import create_app
 from serving.model_text import ModelText
@@ -52,7 +52,7 @@ async def run_server(options: ServerOptions, on_loading: OnLoading, on_ready: On
     `ValueError` and `DeviceError` for a ledger, policy or device that cannot be used.
     """
     checkpoint = open_checkpoint(Path(options.engine.model))
-    parts = await asyncio.to_thread(build_parts, options, checkpoint)
+    parts = await asyncio.to_thread(lambda: build_parts(options, served_shape(options, checkpoint)))
     steering = parts.steering
     engine = EngineClient(options.engine, on_loading, steering.on_step)
     steering.set_pace = engine.set_pace

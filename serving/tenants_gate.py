@@ -60,8 +60,8 @@ class TenantGate:
         tenant_rules = self._tenant_of(tenant) if tenant is not None else None
         if tenant is not None:
             self._check_rate(tenant)
-        queued = self._check_budget(tenant, tenant_rules)
-        low = queued or (body.priority or 0) >= LOW_PRIORITY or (tenant_rules is not None and tenant_rules.low_priority)
+        self._check_budget(tenant, tenant_rules)
+        low = (body.priority or 0) >= LOW_PRIORITY or (tenant_rules is not None and tenant_rules.low_priority)
         if until is not None:
             await self._wait(lambda: self._better_moment(until) or self._wall() >= until, until - self._wall())
         elif low:
@@ -90,16 +90,15 @@ class TenantGate:
         text = f"{tenant!r} may use {refusal.per_minute:g} {refusal.what} a minute"
         raise _too_many(text, "rate_limit_exceeded", refusal.wait_s)
 
-    def _check_budget(self, tenant: str | None, rules: Tenant | None) -> bool:
-        """Whether the request has to queue. Raises `ApiError` 429 where the policy refuses."""
+    def _check_budget(self, tenant: str | None, rules: Tenant | None) -> None:
+        """Raises `ApiError` 429 where the policy refuses what goes beyond a budget."""
         verdict = self._budgets.verdict(tenant) if tenant is not None else None
         if verdict is None or rules is None or verdict.state != HARD or not self._enforced():
-            return False
+            return
         if rules.on_exceed == "refuse":
             self.refused["budget"] += 1
             text = f"the {verdict.what} budget of {tenant!r} is used up for this day (UTC)"
             raise _too_many(text, f"{verdict.what}_budget_exceeded", verdict.reopens_s)
-        return rules.on_exceed == "queue"
 
     async def _wait(self, ready: Callable[[], bool], at_most_s: float) -> None:
         if ready():

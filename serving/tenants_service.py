@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
-from carbon.plane import DirectiveDecision
+from carbon.plane_values import DirectiveDecision
 from engine.client_protocol import EngineClientProtocol
 from serving.generation import TextDelta
 from serving.openai_errors import ApiError
