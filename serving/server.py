@@ -18,6 +18,8 @@ from engine.client_protocol import EngineInfo
 from serving.admin_api import create_admin_app
 from serving.admin_context import AdminContext
 from serving.composition import Parts, build_parts, serve_with, served_shape, sweep_requests
+from serving.deferral_api import deferral_router
+from serving.deferral_queue import DeferralQueue
 from serving.http_server import server_config
 from serving.inference_api import create_app
 from serving.model_text import ModelText
@@ -67,7 +69,13 @@ async def run_server(options: ServerOptions, on_loading: OnLoading, on_ready: On
         info = await starting
         service, context = serve_with(parts, engine, text)
         await _take_up(parts, context)
-        servers = [_Listening(create_app(service, options.api), options.api, options.port)]
+        app = create_app(service, options.api)
+        if options.deferred is not None:
+            queue = DeferralQueue(options.deferred, service, parts.better_moment)
+            await asyncio.to_thread(queue.load)
+            app.include_router(deferral_router(queue, options.api))
+            background.append(asyncio.create_task(queue.run(), name="deferred"))
+        servers = [_Listening(app, options.api, options.port)]
         if options.admin is not None:
             settings = ApiSettings(host=options.admin.host, allow_unauthenticated=True)
             servers.append(_Listening(create_admin_app(context), settings, options.admin.port))

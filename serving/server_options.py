@@ -45,7 +45,11 @@ class ServerOptions:
     managed: bool = False
     override: str | None = None
     vllm_names: bool = False
-    deferred: Path | None = None
+
+    @property
+    def deferred(self) -> Path | None:
+        """Where deferred requests are kept: beside the ledger."""
+        return self.ledger / "deferred" if self.ledger is not None else None
 
     @property
     def keys(self) -> KeyRing | None:

@@ -130,6 +130,25 @@ def test_deferrable_work_runs_when_its_time_is_up(up: Up) -> None:
     assert up.ask(deferrable_until=time.time() + 1e9).status_code == 400
 
 
+def test_a_deferred_request_outlives_its_server(up: Up) -> None:
+    request = {"model": "tiny", "max_tokens": 6, "messages": [{"role": "user", "content": "Later"}]}
+
+    def leave(until: float) -> dict[str, Any]:
+        answer = httpx.post(f"{up.url}/v1/deferred", json={"deferrable_until": until, "request": request}, timeout=60)
+        assert answer.status_code == 202, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    soon, later = leave(time.time() + 30), leave(time.time() + 6 * 86_400)
+    until(lambda: httpx.get(f"{up.url}/v1/deferred/{soon['id']}").json()["status"] == "done", "an answer")
+    assert httpx.get(f"{up.url}/v1/deferred/{soon['id']}").json()["answer"]["usage"]["completion_tokens"] <= 6
+    assert httpx.get(f"{up.url}/v1/deferred/{later['id']}").json()["status"] in ("waiting", "done")
+    assert (up.data / "ledger" / "deferred" / f"{later['id']}.json").stat().st_mode & 0o777 == 0o600
+    bad = {"deferrable_until": time.time() + 60, "request": request | {"stream": True}}
+    assert httpx.post(f"{up.url}/v1/deferred", json=bad).status_code == 400
+    assert httpx.get(f"{up.url}/v1/deferred/defer-none").status_code == 404
+
+
 def test_a_stop_restores_the_clocks_first_and_loses_no_row(up: Up) -> None:
     identity = up.ask(max_tokens=20).json()["id"]
     assert up.stop() == 0
