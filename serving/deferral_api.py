@@ -31,7 +31,7 @@ class DeferredAnswer(Struct):
     deferrable_until: float
     accepted_unix_s: float
     finished_unix_s: float | None
-    answer: msgspec.Raw | None
+    answer: msgspec.Raw
     error: str | None
 
 

@@ -35,11 +35,13 @@ MAX_RUNNING = 8
 MAX_DEFER_S = 7 * 86_400.0
 MAX_TRIES = 3
 
+NO_ANSWER = msgspec.Raw(b"null")
+
 Status = Literal["waiting", "running", "done", "failed"]
 
 
 class Deferred(Struct):
-    """A request as kept. `request`: its body as it came; `answer`: the completion, once done."""
+    """A request as kept. `request`: its body as it came; `answer`: the completion once done, null before."""
 
     id: str
     owner: str | None
@@ -49,7 +51,7 @@ class Deferred(Struct):
     status: Status = "waiting"
     tries: int = 0
     finished_unix_s: float | None = None
-    answer: msgspec.Raw | None = None
+    answer: msgspec.Raw = NO_ANSWER
     error: str | None = None
 
 
