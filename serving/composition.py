@@ -207,4 +207,5 @@ async def sweep_requests(log: RequestLog) -> None:
     """Pass finished requests on as their energy settles, until cancelled."""
     while True:
         await asyncio.sleep(0.25)
-        log.sweep()
+        while log.sweep():
+            await asyncio.sleep(0.005)
