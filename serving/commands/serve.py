@@ -131,9 +131,9 @@ def serve(arguments: argparse.Namespace, announce: Announce, with_everything: bo
 
         def on_ready(info: EngineInfo, url: str, admin_url: str | None) -> None:
             progress.close()
-            announce(info, url, arguments.api_key_file is not None)
             if admin_url is not None and options.admin is not None:
                 announce_admin(admin_url, options.admin, notes)
+            announce(info, url, arguments.api_key_file is not None)
 
         try:
             if with_everything:

@@ -35,10 +35,8 @@ class Up:
         )
         self.said = ""
         assert self.process.stdout is not None
-        while "gridserve up" not in self.said and (line := self.process.stdout.readline()):
+        while "Stop with" not in self.said and (line := self.process.stdout.readline()):
             self.said += line
-            if line.startswith("note: policy"):
-                break
         self.url = self.found(r"at (http://\S+)/v1")
         self.admin = self.found(r"admin API at (http://[^\s,]+)")
 
