@@ -1,0 +1,116 @@
+"""The production control loop in virtual time: the real `Controller`, `Actuator` and `Telemetry`, ticked by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from power.actuator import Actuator
+from power.client import LocalActuator
+from power.controller import Controller, GpuControl, Inputs, Mode
+from power.governors import CarbonFollow, GridSignal, Pool, RowDecision, Slo
+from power.governors.row_budget import RowObservation
+from power.row import RowControl
+from power.telemetry import Telemetry
+from traces.simulate_policy import RowSettings, SimulationPolicy
+from traces.simulate_server import SimulatedServer
+from traces.virtual_clock import VirtualClock
+
+LEASE_S = 60.0
+_NO_LOAD = RowObservation(0.0, 0.0, 1.0, 1.0)
+
+
+class SharedRow(RowControl):
+    """One row's decision, worked out once each turn from the power of all servers and taken by every controller.
+
+    Decisions reach the controllers `control_delay_s` late. With `capping` off it only counts.
+    """
+
+    def __init__(self, settings: RowSettings, carbon: CarbonFollow | None = None) -> None:
+        super().__init__(
+            settings.budget_w, settings.rules, t2=settings.t2, carbon=carbon, min_history_s=settings.min_history_s
+        )
+        self.settings = settings
+        self.over_budget_s = 0.0
+        self.peak_share = 0.0
+        self.state_s: dict[str, float] = {}
+        self._pending: deque[tuple[float, RowDecision]] = deque()
+        self._in_force: RowDecision | None = None
+
+    def look(self, time_s: float, power_w: float, grid: GridSignal | None) -> None:
+        """A telemetry sample of the whole row."""
+        settings = self.settings
+        decision = RowControl.decide(self, time_s, power_w, grid)
+        self._pending.append((time_s + settings.control_delay_s, decision))
+        self.peak_share = max(self.peak_share, power_w / self.budget_w)
+        if power_w > self.budget_w:
+            self.over_budget_s += settings.telemetry_s
+        name = decision.state.name
+        self.state_s[name] = self.state_s.get(name, 0.0) + settings.telemetry_s
+
+    def decide(self, time_s: float, power_w: float | None, grid: GridSignal | None) -> RowDecision:
+        """The decision in force now; what one controller knows of power is not the row's."""
+        while self._pending and self._pending[0][0] <= time_s:
+            self._in_force = self._pending.popleft()[1]
+        if self._in_force is None or not self.settings.capping:
+            return self.policy.decide(_NO_LOAD)
+        return self._in_force
+
+    def figures(self) -> dict[str, object]:
+        return {
+            "row_brakes": self.brakes,
+            "row_peak_share": self.peak_share,
+            "row_over_budget_s": self.over_budget_s,
+            "row_t2": self.t2,
+            "row_worst_rise": self.estimator.worst_rise,
+            "row_state_s": dict(sorted(self.state_s.items())),
+        }
+
+
+class ServerControl:
+    """The controller of one server, on the clock of the simulation."""
+
+    def __init__(
+        self,
+        server: SimulatedServer,
+        policy: SimulationPolicy,
+        slo: Slo,
+        clock: VirtualClock,
+        *,
+        pool: Pool = Pool.HIGH,
+        row: RowControl | None = None,
+        grid: Callable[[], GridSignal | None] = lambda: None,
+    ) -> None:
+        gpu = self._gpu = server.gpu
+        self._actuator = Actuator([gpu], None, clock=clock)
+        self._port = LocalActuator(self._actuator, holder="simulation", ttl_s=LEASE_S)
+        self.telemetry = Telemetry([gpu], lambda sample, foreign: None, clock=clock)
+        self.telemetry.tick()
+        view = server.view
+        self.controller = Controller(
+            [GpuControl(gpu.info, policy.make_governor(gpu.twin), pool)],
+            self.telemetry,
+            Inputs(view.view, lambda: slo, grid),
+            self._port,
+            mode=Mode.ENFORCE,
+            row=row,
+            clock=clock,
+            policy_revision=policy.name,
+        )
+
+    def tick(self) -> None:
+        self._gpu.update_sensor()
+        self.telemetry.tick()
+        self.controller.tick()
+
+    def keep_alive(self) -> None:
+        """Beat the lease while nothing runs and nothing is decided."""
+        if self.controller.leased:
+            self._port.heartbeat()
+
+    @property
+    def admits_low_priority(self) -> bool:
+        return self.controller.admit_low_priority
+
+    def alarms(self) -> Sequence[str]:
+        return tuple(self.controller.alarms)
