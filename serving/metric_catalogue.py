@@ -97,3 +97,21 @@ RECORDED = (
 )  # fmt: skip
 SCRAPED = (IN_FLIGHT, ENGINE_READY, RUNNING, WAITING, KV_USAGE, PREEMPTIONS, PREFIX_QUERIES, PREFIX_HITS)
 CATALOGUE = RECORDED + SCRAPED
+
+# Family names (counters without _total) and vLLM's (its docs, "Production Metrics").
+VLLM_NAMES = {
+    "gridserve_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
+    "gridserve_inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
+    "gridserve_e2e_request_latency_seconds": "vllm:e2e_request_latency_seconds",
+    "gridserve_request_prompt_tokens": "vllm:request_prompt_tokens",
+    "gridserve_request_generation_tokens": "vllm:request_generation_tokens",
+    "gridserve_prompt_tokens": "vllm:prompt_tokens",
+    "gridserve_generation_tokens": "vllm:generation_tokens",
+    "gridserve_request_success": "vllm:request_success",
+    "gridserve_num_requests_running": "vllm:num_requests_running",
+    "gridserve_num_requests_waiting": "vllm:num_requests_waiting",
+    "gridserve_kv_cache_usage_ratio": "vllm:kv_cache_usage_perc",
+    "gridserve_num_preemptions": "vllm:num_preemptions",
+    "gridserve_prefix_cache_queries": "vllm:prefix_cache_queries",
+    "gridserve_prefix_cache_hits": "vllm:prefix_cache_hits",
+}

@@ -45,6 +45,32 @@ class EngineCollector(Collector):
         return family
 
 
+class VllmNames(Collector):
+    """The series whose like vLLM exports, once more under vLLM's names, so that its dashboards work as they are."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._copying = False
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        if self._copying:
+            return
+        self._copying = True
+        try:
+            found = [family for family in self._registry.collect() if family.name in catalogue.VLLM_NAMES]
+        finally:
+            self._copying = False
+        for family in found:
+            name = catalogue.VLLM_NAMES[family.name]
+            copy = Metric(name, family.documentation, family.type)
+            for sample in family.samples:
+                copy.add_sample(sample.name.replace(family.name, name, 1), sample.labels, sample.value)
+            yield copy
+
+
 class ApiMetrics:
     """The series of one application, in a registry of its own."""
 
@@ -52,6 +78,7 @@ class ApiMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(engine, admission))
+        self.generated_tokens = 0
         model = engine.info.model_id
         self._http_requests = self._counter(catalogue.HTTP_REQUESTS)
         self._rejected = self._counter(catalogue.REJECTED)
@@ -66,6 +93,9 @@ class ApiMetrics:
         self._request_generation_tokens = self._histogram(catalogue.REQUEST_GENERATION_TOKENS).labels(model)
         self._params_n = self._histogram(catalogue.PARAMS_N).labels(model)
         self._params_max_tokens = self._histogram(catalogue.PARAMS_MAX_TOKENS).labels(model)
+
+    def add_vllm_names(self) -> None:
+        self.registry.register(VllmNames(self.registry))
 
     def _counter(self, spec: MetricSpec) -> Counter:
         return Counter(spec.name, spec.help, spec.labels, registry=self.registry)
@@ -114,6 +144,7 @@ class SequenceTimer:
             for _ in range(count):
                 metrics._itl_s.observe(elapsed_s / count)
         metrics._generation_tokens.inc(count)
+        metrics.generated_tokens += count
         self.num_tokens += count
         self._last_s = now_s
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from carbon import embodied
 from carbon.directives import DirectiveLevel, LevelSet, TenantRules
+from carbon.energy_model import EnergyModel
 from carbon.feed_chain import FeedChain
 from carbon.feeds.build import build_feed
 from carbon.intensity import CarbonIntensity, Kind, Methodology, Tier
@@ -17,12 +18,15 @@ from carbon.plane import CarbonPlane
 from carbon.plane_values import PlaneSettings
 from carbon.plane_values import Tenant as CarbonTenant
 from carbon.planner import PlanSettings, Strategy
+from carbon.prompt_classes import PromptClassifier
+from carbon.quality_book import QualityBook
 from carbon.state import load_state
-from carbon.tenant_budget import OnHard, TenantBudget
+from carbon.tenant_budget import OnHard, TenantAccount, TenantBudget
 from engine.model_config import ModelConfig
 from power.audit import AuditRecord
 from power.client import ActuatorPort, PowerdClient
 from power.controller import Mode
+from power.device import PowerDevice
 from power.governors import (
     Bounds,
     CarbonFollow,
@@ -45,9 +49,10 @@ from power.simulated import SimulatedDevice
 from power.twin import Twin
 from serving.policy.carbon_section import Carbon, IntensityRange
 from serving.policy.directives_section import Directives, Tenant
+from serving.policy.effective import Effective
 from serving.policy.feeds import feed_settings
 from serving.policy.model import Policy
-from serving.policy.power_section import Power
+from serving.policy.power_section import ClockBand, Power, PowerLimit
 
 WINDOW_REFRESH_S = 60.0
 _STRATEGIES = {
@@ -84,38 +89,29 @@ def build_power(
     powerd_socket: Path | None = None,
     on_audit: Callable[[AuditRecord], None] | None = None,
     on_alarm: Callable[[str], None] | None = None,
+    mode: Mode | None = None,
 ) -> PowerPlane | None:
     """The power plane on the named device, under the policy; None where nothing can be measured (`auto` only).
 
-    `device`: see `power.open.open_devices`. Raises `ValueError` or `power.device.DeviceError`.
+    `device`: see `power.open.open_devices`. `mode`: instead of the policy's own, where it may do less than it asks
+    for. Raises `ValueError` or `power.device.DeviceError`.
     """
     devices = open_devices(device, shape)
     if not devices:
         return None
     spec = policy.spec if policy is not None else None
     power = spec.power if spec is not None else Power()
-    first = devices[0]
-    twin = first.twin if isinstance(first, SimulatedDevice) else _twin_for(first.info.name, shape)
-    follow = _carbon_follow(power, governor_of(power, twin))
-    row = power.row_budget
+    follow = steered_governor(power, twin_of(devices[0], shape))
     actuator: ActuatorPort | None = PowerdClient(powerd_socket) if powerd_socket is not None else None
     return PowerPlane(
         devices,
         shape=shape,
         governor=follow,
-        mode=Mode(spec.mode) if spec is not None else Mode.OBSERVE,
+        mode=mode or (Mode(spec.mode) if spec is not None else Mode.OBSERVE),
         actuator=actuator,
-        slo=Slo(spec.slo.ttft_p99_ms / 1e3, spec.slo.tpot_p99_ms / 1e3) if spec is not None and spec.slo else None,
+        slo=slo_of(policy),
         grid=grid,
-        row=None
-        if row is None
-        else RowControl(
-            row.watts,
-            RowBudget(t1=row.t1, hysteresis=row.hysteresis, reaction_s=row.reaction_s, relax_dwell_s=row.relax_dwell_s),
-            t2=None if row.t2 == "auto" else row.t2,
-            carbon=follow if isinstance(follow, CarbonFollow) else None,
-            min_history_s=row.min_history_s,
-        ),
+        row=row_of(power, follow),
         # The engine is slowed by its own executor, so its steps already take as long as the simulated clock says.
         pace=False,
         max_running=max_running,
@@ -123,6 +119,50 @@ def build_power(
         policy_revision=policy.short_revision if policy is not None else "",
         on_audit=on_audit,
         on_alarm=on_alarm,
+    )
+
+
+def twin_of(device: PowerDevice, shape: ModelShape) -> Twin:
+    """What predicts steps and power of a device: its own twin, or that of its product."""
+    return device.twin if isinstance(device, SimulatedDevice) else _twin_for(device.info.name, shape)
+
+
+def slo_of(policy: Policy | None) -> Slo | None:
+    slo = policy.spec.slo if policy is not None else None
+    return Slo(slo.ttft_p99_ms / 1e3, slo.tpot_p99_ms / 1e3) if slo is not None else None
+
+
+def row_of(power: Power, governor: Governor) -> RowControl | None:
+    """The row budget's control; `governor` shrinks the budget on a dirty grid where it follows the grid."""
+    row = power.row_budget
+    if row is None:
+        return None
+    return RowControl(
+        row.watts,
+        RowBudget(t1=row.t1, hysteresis=row.hysteresis, reaction_s=row.reaction_s, relax_dwell_s=row.relax_dwell_s),
+        t2=None if row.t2 == "auto" else row.t2,
+        carbon=governor if isinstance(governor, CarbonFollow) else None,
+        min_history_s=row.min_history_s,
+    )
+
+
+def steered_governor(power: Power, twin: Twin) -> Governor:
+    """The policy's governor, narrowed by the grid where the policy says so."""
+    return _carbon_follow(power, governor_of(power, twin))
+
+
+def power_in_force(power: Power, now: Effective) -> Power:
+    """The power section with what the policy's rules say at a moment."""
+    row = power.row_budget
+    if row is not None and now.row_budget_w is not None:
+        row = row.model_copy(update={"watts": now.row_budget_w})
+    return power.model_copy(
+        update={
+            "governor": now.governor,
+            "clock_mhz": ClockBand(min=now.clock_min_mhz, max=now.clock_max_mhz),
+            "power_limit_w": PowerLimit(max=now.power_limit_w),
+            "row_budget": row,
+        }
     )
 
 
@@ -171,33 +211,87 @@ def build_carbon(
     folder: Path = Path(),
     learned: Path | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> CarbonPlane | None:
+    enforce: bool | None = None,
+    chain: FeedChain | None = None,
+) -> SteeredCarbonPlane | None:
     """The carbon plane under the policy; None for a policy without `spec.carbon`.
 
-    `folder`: what relative paths of feeds start from. `learned`: what earlier runs learned. Raises `ValueError`.
+    `folder`: what relative paths of feeds start from. `learned`: what earlier runs learned. `enforce`: instead of
+    what the policy's mode says. `chain`: its feeds, where they are built already. Raises `ValueError`.
     """
     spec = policy.spec
     if spec.carbon is None:
         return None
-    settings = PlaneSettings(
-        plan=PlanSettings(strategy=Strategy.OFF),
-        enforce=spec.mode == "enforce",
-        pue=spec.carbon.pue,
-        embodied=_embodied(spec.carbon),
-    )
-    if spec.directives is not None:
-        settings = _with_directives(settings, spec.directives, spec.tenants, spec.carbon.range)
-    chain = build_chain(spec.carbon, folder, now)
+    settings = carbon_settings(policy, enforce=spec.mode == "enforce" if enforce is None else enforce)
     state = load_state(learned, len(settings.levels)) if learned is not None else None
-    return CarbonPlane(
+    return SteeredCarbonPlane(
         settings,
-        chain,
+        chain or build_chain(spec.carbon, folder, now),
         classifier=state.classifier if state else None,
         bands=state.bands if state else None,
         energy_model=state.energy_model if state else None,
         quality=state.quality if state else None,
         now=now,
     )
+
+
+def carbon_settings(policy: Policy, *, enforce: bool, now: Effective | None = None) -> PlaneSettings:
+    """What the policy asks of the carbon plane; `now`: with what its rules say at a moment. Raises `ValueError`."""
+    spec = policy.spec
+    assert spec.carbon is not None
+    settings = PlaneSettings(
+        plan=PlanSettings(strategy=Strategy.OFF),
+        enforce=enforce,
+        pue=spec.carbon.pue,
+        embodied=_embodied(spec.carbon),
+    )
+    if spec.directives is None:
+        return settings
+    directives = spec.directives
+    if now is not None and now.quality_floor is not None and now.tolerance is not None:
+        directives = directives.model_copy(update={"quality_floor": now.quality_floor, "tolerance": now.tolerance})
+    return _with_directives(settings, directives, spec.tenants, spec.carbon.range)
+
+
+FEED_FIELDS = {"zone", "feeds", "basis", "boundary", "stale_after_s", "zone_mean_g_per_kwh"}
+
+
+def same_feeds(old: Carbon | None, new: Carbon | None) -> bool:
+    """Whether a chain built for one section serves the other."""
+    if old is None or new is None:
+        return old is new
+    return old.model_dump(include=FEED_FIELDS) == new.model_dump(include=FEED_FIELDS)
+
+
+class SteeredCarbonPlane(CarbonPlane):
+    """The carbon plane, whose settings may change while it serves."""
+
+    def reconfigure(self, settings: PlaneSettings, chain: FeedChain | None = None) -> None:
+        """Take over new settings at once; what was learned and spent stays where it still applies.
+
+        Evidence on another number of levels means nothing and begins anew. `chain`: other feeds; what was seen of the
+        grid is then forgotten. The next `replan` makes the mixes. Raises `ValueError` and changes nothing.
+        """
+        count = len(settings.levels)
+        accounts = {}
+        for name, tenant in settings.tenants.items():
+            if tenant.budget is None:
+                continue
+            kept = self._accounts.get(name)
+            if kept is not None and kept.budget.window == tenant.budget.window:
+                kept.budget = tenant.budget
+            accounts[name] = kept or TenantAccount(tenant.budget)
+        if settings.levels.ids != self.settings.levels.ids:
+            self._plan, self._brief_plans, self._served = None, {}, {}
+        if count != self.energy_model.levels:
+            self.energy_model, self.quality = EnergyModel(count), QualityBook(count)
+        if settings.classes != self.settings.classes:
+            self.classifier = PromptClassifier(settings.classes) if settings.classes else None
+        if chain is not None:
+            self.chain = chain
+            self._window.clear()
+        self._accounts = accounts
+        self.settings = settings
 
 
 def build_chain(carbon: Carbon, folder: Path, now: Callable[[], datetime]) -> FeedChain:

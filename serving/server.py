@@ -1,4 +1,4 @@
-"""The server: engine process, power and carbon planes and inference API under one event loop, from start to drain."""
+"""The server: engine process, planes, inference API and admin API under one event loop, from start to drain."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
-from carbon.plane import CarbonPlane
-from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.checkpoint import open_checkpoint
 from engine.client import EngineClient, OnLoading
 from engine.client_protocol import EngineInfo
-from engine.config import CPU_MAX_NUM_BATCHED_TOKENS, EngineConfig
-from power.plane import PowerPlane
+from serving.admin_api import create_admin_app
+from serving.admin_context import AdminContext
+from serving.composition import Parts, build_parts, serve_with, served_shape, sweep_requests
+from serving.deferral_api import deferral_router
+from serving.deferral_queue import DeferralQueue
 from serving.http_server import server_config
 from serving.inference_api import create_app
 from serving.model_text import ModelText
-from serving.planes import GridView, build_carbon, build_power, shape_of, undirected_classes
-from serving.policy.model import Policy
-from serving.service import InferenceService
+from serving.server_options import AdminOptions, ServerOptions
 from serving.settings import ApiSettings
-from serving.steering import Steering
+
+__all__ = ["AdminOptions", "ServerOptions", "run_server"]
 
 logger = logging.getLogger(__name__)
 
-OnReady = Callable[[EngineInfo, str], None]
+OnReady = Callable[[EngineInfo, str, str | None], None]
 
 
 class SignalledServer(uvicorn.Server):
@@ -45,90 +46,112 @@ class SignalledServer(uvicorn.Server):
         self.should_exit = True
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """What `gridserve serve` starts. `power_device`: see `power.open`; None measures nothing. `learned`: folder of
-    what the carbon plane learned before. `powerd_socket`: the privileged helper, where real clocks are controlled."""
-
-    engine: EngineConfig
-    api: ApiSettings
-    port: int
-    policy: Policy | None = None
-    power_device: str | None = None
-    powerd_socket: Path | None = None
-    learned: Path | None = None
-
-
 async def run_server(options: ServerOptions, on_loading: OnLoading, on_ready: OnReady) -> None:
-    """Serve until SIGINT or SIGTERM, then let running requests finish, leave devices as they were, stop the engine.
+    """Serve until SIGINT or SIGTERM; then restore the clocks, let running requests finish, and stop everything.
 
-    `on_ready` is called with the engine's facts and the base URL once requests are answered. Raises
-    `EngineStartError` when the engine cannot start, `OSError` when the address cannot be listened on, `ValueError`
-    and `DeviceError` for a policy or device that cannot be used.
+    `on_ready` is called with the engine's facts, the base URL and the admin API's once requests are answered. Raises
+    `EngineStartError` when the engine cannot start, `OSError` when an address cannot be listened on, `LedgerError`,
+    `ValueError` and `DeviceError` for a ledger, policy or device that cannot be used.
     """
     checkpoint = open_checkpoint(Path(options.engine.model))
-    carbon = None
-    if options.policy is not None:
-        carbon = build_carbon(options.policy, learned=options.learned)
-    power = _power(options, checkpoint, carbon)
-    steering = Steering(
-        power,
-        carbon,
-        options.policy.short_revision if options.policy is not None else None,
-        undirected_classes(options.policy),
-        lambda factor: engine.set_pace(factor),
-    )
+    parts = await asyncio.to_thread(lambda: build_parts(options, served_shape(options, checkpoint)))
+    steering = parts.steering
     engine = EngineClient(options.engine, on_loading, steering.on_step)
+    steering.set_pace = engine.set_pace
     # The tokenizer loads here while the engine process loads the weights.
     starting = asyncio.create_task(engine.start())
     background: list[asyncio.Task[None]] = []
     try:
-        if power is not None:
-            power.start()
-        if carbon is not None:
-            background.append(asyncio.create_task(carbon.run(), name="carbon"))
+        if steering.power is not None:
+            steering.power.start()
+        await parts.control.start()
         text = ModelText(await asyncio.to_thread(checkpoint.load_tokenizer))
         info = await starting
-        service = InferenceService(engine, text, options.api, steering)
-        server = SignalledServer(server_config(create_app(service, options.api), options.api, options.port))
-        listener = server.config.bind_socket()
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(signal_number, server.ask_to_stop)
-        background.append(
-            asyncio.create_task(_announce(server, info, options.api.host, listener.getsockname()[1], on_ready))
-        )
-        await server.serve([listener])
+        service, context = serve_with(parts, engine, text)
+        await _take_up(parts, context)
+        app = create_app(service, options.api)
+        if options.deferred is not None:
+            queue = DeferralQueue(options.deferred, service, parts.better_moment)
+            await asyncio.to_thread(queue.load)
+            app.include_router(deferral_router(queue, options.api))
+            background.append(asyncio.create_task(queue.run(), name="deferred"))
+        servers = [_Listening(app, options.api, options.port)]
+        if options.admin is not None:
+            settings = ApiSettings(host=options.admin.host, allow_unauthenticated=True)
+            servers.append(_Listening(create_admin_app(context), settings, options.admin.port))
+        parts.jobs.start()
+        background.append(asyncio.create_task(context.sampler.run(), name="sampler"))
+        background.append(asyncio.create_task(sweep_requests(parts.log), name="request-log"))
+        _on_signals(parts, servers)
+        background.append(asyncio.create_task(_announce(servers, info, on_ready)))
+        await asyncio.gather(*(one.server.serve([one.socket]) for one in servers))
     finally:
-        starting.cancel()
-        for task in background:
-            task.cancel()
-        if power is not None:
-            await asyncio.to_thread(power.stop)
-        if carbon is not None:
-            await carbon.close()
-        await engine.close()
+        await _stop(parts, starting, background, engine)
 
 
-def _power(options: ServerOptions, checkpoint: Checkpoint, carbon: CarbonPlane | None) -> PowerPlane | None:
-    if options.power_device is None:
-        return None
-    config, weights = checkpoint.config, checkpoint.open_weights()
-    shape = shape_of(config, options.engine.model_id, weights.total_bytes / config.num_parameters)
-    grid = GridView(carbon, options.policy) if carbon is not None and options.policy is not None else None
-    return build_power(
-        options.power_device,
-        shape,
-        options.policy,
-        grid=grid or (lambda: None),
-        max_running=options.engine.max_num_seqs,
-        max_step_tokens=options.engine.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS,
-        powerd_socket=options.powerd_socket,
-        on_alarm=lambda text: logger.warning("power: %s", text),
-    )
+class _Listening:
+    """A server with its socket bound, so that its port is known."""
+
+    def __init__(self, app: FastAPI, settings: ApiSettings, port: int) -> None:
+        self.server = SignalledServer(server_config(app, settings, port))
+        self.socket = self.server.config.bind_socket()
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{self.socket.getsockname()[1]}"
 
 
-async def _announce(server: uvicorn.Server, info: EngineInfo, host: str, port: int, on_ready: OnReady) -> None:
-    while not server.started:
+async def _take_up(parts: Parts, context: AdminContext) -> None:
+    """What an earlier process left: today's use of tenants, and an operator's hold."""
+    if parts.ledger is not None:
+        parts.budgets.take_up(await asyncio.to_thread(parts.ledger.reader.usages, parts.budgets.day_us))
+    try:
+        await context.holds.take_up()
+    except Exception:
+        logger.exception("the hold on record could not be taken up again")
+    await context.sampler.refresh()
+
+
+def _on_signals(parts: Parts, servers: list[_Listening]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not servers[0].server.should_exit and parts.steering.power is not None:
+            # Clocks and limits go back first; joules are still counted while requests drain.
+            loop.run_in_executor(None, _restore, parts)
+        for one in servers:
+            one.server.ask_to_stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    store = parts.control.store
+    if store is not None:
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, store.reload, "sighup", "SIGHUP"))
+
+
+def _restore(parts: Parts) -> None:
+    power = parts.steering.power
+    assert power is not None
+    power.controller.stop()
+    parts.control.audit("restore", "shutdown", result="restored", reason="the server stops; its lease has ended")
+
+
+async def _stop(
+    parts: Parts, starting: asyncio.Task[EngineInfo], background: list[asyncio.Task[None]], engine: EngineClient
+) -> None:
+    """Devices first, then what depends on them; the ledger last, so that everything is written."""
+    starting.cancel()
+    for task in background:
+        task.cancel()
+    parts.jobs.stop()
+    await parts.control.close()
+    if parts.steering.power is not None:
+        await asyncio.to_thread(parts.steering.power.stop)
+    parts.log.sweep(everything=True)
+    if parts.ledger is not None:
+        await asyncio.to_thread(parts.ledger.close)
+    await engine.close()
+
+
+async def _announce(servers: list[_Listening], info: EngineInfo, on_ready: OnReady) -> None:
+    while not all(one.server.started for one in servers):
         await asyncio.sleep(0.01)
-    shown = f"[{host}]" if ":" in host else host
-    on_ready(info, f"http://{shown}:{port}")
+    on_ready(info, servers[0].url, servers[1].url if len(servers) > 1 else None)

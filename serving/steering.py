@@ -55,10 +55,20 @@ class Steering:
         self.power = power
         self.carbon = carbon
         self.policy_revision = policy_revision
+        self.directive_of: Callable[[str], str] = lambda tenant: AUTO
+        """The directive the policy's rules give a tenant's requests that ask for auto: auto, off or a level."""
         self._undirected = undirected
-        self._set_pace = set_pace
+        self.set_pace = set_pace
         self._pace = 1.0
         self._energies: dict[str, RequestEnergy | None] = {}
+
+    def follow_policy(
+        self, revision: str, undirected: frozenset[str], directive_of: Callable[[str], str] = lambda tenant: AUTO
+    ) -> None:
+        """Take over what a policy says of directives; requests already decided keep theirs."""
+        self.policy_revision = revision
+        self._undirected = undirected
+        self.directive_of = directive_of
 
     def on_step(self, record: StepRecord, stats: EngineStats) -> None:
         """Account a step of the engine."""
@@ -69,7 +79,7 @@ class Steering:
         pace = self.power.stretch_factor(record)
         if abs(pace - self._pace) > PACE_STEP * self._pace:
             self._pace = pace
-            self._set_pace(pace)
+            self.set_pace(pace)
 
     def decide(self, body: ChatCompletionRequest, caller: Caller) -> DirectiveDecision | None:
         """The directive of a chat request; None without a carbon plane.
@@ -83,8 +93,12 @@ class Steering:
                     raise DirectiveRefusedError("this server runs without directives; leave it out")
                 return None
             structured, tools = _is_structured(body), bool(body.tools) and body.tool_choice != "none"
-            prompt = (caller.key_name or "", _last_user_text(body), body.task or caller.task)
-            decision = self._select(*prompt, RequestTraits(asked, structured, tools))
+            tenant = caller.key_name or ""
+            prompt = (tenant, _last_user_text(body), body.task or caller.task)
+            ruled = self.directive_of(tenant) if asked.lower() == AUTO and not (structured or tools) else AUTO
+            decision = self._select(*prompt, RequestTraits(asked if ruled == AUTO else ruled, structured, tools))
+            if ruled != AUTO:
+                decision = replace(decision, reason=Reason.TENANT)
             if decision.prompt_class in self._undirected and asked.lower() == AUTO:
                 decision = replace(self._select(*prompt, RequestTraits(OFF)), reason=Reason.TENANT)
         except DirectiveRefusedError as error:
@@ -137,19 +151,30 @@ class Steering:
         if self.power is None and self.carbon is None:
             return UNSET
         try:
-            charged, energies = self._charged(generations)
-            footprint = self.carbon.footprint(charged) if self.carbon is not None else None
-            return self._usage(charged, energies, footprint, decision)
+            return self._usage_of([self._energies.get(generation.request_id) for generation in generations], decision)
         except Exception:
             logger.exception("the energy of a request could not be reported; its answer is complete")
             return UNSET
+
+    def settled(self, request_ids: Sequence[str], decision: DirectiveDecision | None) -> EnergyUsage | None:
+        """The `energy` object of a request that has left, by the newest figures; None without the planes."""
+        if self.power is None and self.carbon is None:
+            return None
+        power = self.power
+        found = [power.request_energy(request_id) if power is not None else None for request_id in request_ids]
+        return self._usage_of(found, decision)
+
+    def _usage_of(self, found: Sequence[RequestEnergy | None], decision: DirectiveDecision | None) -> EnergyUsage:
+        charged, energies = self._charged(found)
+        footprint = self.carbon.footprint(charged) if self.carbon is not None else None
+        return self._usage(charged, energies, footprint, decision)
 
     def learn(self, run: Run) -> None:
         """Tell the carbon plane what a finished request took."""
         if self.carbon is None or run.decision is None:
             return
         try:
-            charged, _ = self._charged(run.generations)
+            charged, _ = self._charged([self._energies.get(one.request_id) for one in run.generations])
             total_g = self.carbon.footprint(charged).total_g
             self.carbon.observe(
                 Outcome(
@@ -165,9 +190,8 @@ class Steering:
         except Exception:
             logger.exception("the carbon plane did not take an outcome; serving goes on")
 
-    def _charged(self, generations: Sequence[Generation]) -> tuple[ChargedEnergy, list[RequestEnergy]]:
+    def _charged(self, found: Sequence[RequestEnergy | None]) -> tuple[ChargedEnergy, list[RequestEnergy]]:
         """Joules of all sequences of a request together."""
-        found = [self._energies.get(generation.request_id) for generation in generations]
         energies = [energy for energy in found if energy is not None]
         if self.power is None or not energies or len(energies) < len(found):
             why = "no power device" if self.power is None else "not attributed"

@@ -1,10 +1,12 @@
-"""`gridserve serve`: the inference server, alone. `gridserve up`: the same, with a snippet to try it."""
+"""`gridserve serve`: the inference server with the planes asked for. `gridserve up`: everything, on any machine."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,16 @@ from serving.commands import CommandError
 if TYPE_CHECKING:
     from engine.client_protocol import EngineInfo
     from serving.commands import Subparsers
+    from serving.server_options import AdminOptions, ServerOptions
+    from serving.terminal import Progress
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 EXAMPLES = """examples:
   gridserve serve --model smollm2-135m-instruct --host 127.0.0.1 --port 8000
   gridserve serve --model ./Qwen3-0.6B --max-model-len 4096
   gridserve serve --host 0.0.0.0 --api-key-file keys.txt
+  gridserve serve --policy policy.yaml --ledger /var/lib/gridserve/ledger --admin-port 9000 --api-key-file keys.json
+  gridserve up                                   everything with the shipped policy, on any machine
 """
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?", re.IGNORECASE)
 
@@ -36,6 +42,10 @@ def register(subparsers: Subparsers) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_server_options(parser)
+        if name == "up":
+            parser.add_argument(
+                "--data", type=Path, metavar="FOLDER", help="ledger, policy and knowledge (default: the user's state)"
+            )
         parser.set_defaults(run=run)
 
 
@@ -59,6 +69,14 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     planes.add_argument("--powerd", type=Path, metavar="SOCKET", help="socket of gridserve-powerd, to control clocks")
     planes.add_argument("--learned", type=Path, metavar="FOLDER", help="what the carbon plane learned before")
+    planes.add_argument("--ledger", type=Path, metavar="FOLDER", help="keep requests, audit and telemetry there")
+    planes.add_argument("--managed-policy", action="store_true", help="the file belongs to GitOps: refuse edits")
+    admin = parser.add_argument_group("admin API")
+    admin.add_argument("--admin-host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    admin.add_argument(
+        "--admin-port", type=int, metavar="PORT", help="serve the admin API there; 0 takes a free port (up: 9000)"
+    )
+    admin.add_argument("--vllm-metric-names", action="store_true", help="export latencies under vLLM's names too")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
     engine.add_argument(
@@ -84,10 +102,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    return serve(arguments, announce_snippet)
+    return serve(arguments, announce_snippet, with_everything=True)
 
 
-def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bool], None]) -> int:
+Announce = Callable[["EngineInfo", str, bool], None]
+
+
+def serve(arguments: argparse.Namespace, announce: Announce, with_everything: bool = False) -> int:
+    """Start the server and stay until it is stopped. `with_everything`: as `gridserve up` does."""
     from kernels.threads import configure_environment
 
     configure_environment()
@@ -95,16 +117,11 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
 
     from engine.builtin_model import ModelUnavailableError
     from engine.client import EngineStartError
-    from engine.config import EngineConfig
     from engine.messages import Loading
-    from engine.model_store import resolve_model
-    from kernels.weight_format import WeightFormat
     from power.device import DeviceError
-    from serving.auth import ApiKeys
-    from serving.policy.load import load_policy
+    from serving.ledger.engine import LedgerError
     from serving.policy.problems import PolicyError
-    from serving.server import ServerOptions, run_server
-    from serving.settings import ApiSettings
+    from serving.server import run_server
     from serving.terminal import Progress
 
     with Progress() as progress:
@@ -112,45 +129,115 @@ def serve(arguments: argparse.Namespace, announce: Callable[[EngineInfo, str, bo
         def on_loading(message: Loading) -> None:
             progress.show(message.stage, message.done, message.total)
 
-        def on_ready(info: EngineInfo, url: str) -> None:
+        def on_ready(info: EngineInfo, url: str, admin_url: str | None) -> None:
             progress.close()
+            if admin_url is not None and options.admin is not None:
+                announce_admin(admin_url, options.admin, notes)
             announce(info, url, arguments.api_key_file is not None)
 
         try:
-            path = resolve_model(arguments.model, progress.show)
-            config = EngineConfig(
-                model=str(path),
-                model_id=arguments.served_model_name or arguments.model,
-                device=arguments.compute,
-                weight_format=None if arguments.weight_format == "auto" else WeightFormat(arguments.weight_format),
-                max_model_len=arguments.max_model_len,
-                max_num_seqs=arguments.max_num_seqs,
-                max_num_batched_tokens=arguments.max_num_batched_tokens,
-                kv_cache_bytes=arguments.kv_cache_memory,
-                num_threads=arguments.threads,
-            )
-            settings = ApiSettings(
-                host=arguments.host,
-                api_keys=ApiKeys(arguments.api_key_file) if arguments.api_key_file else None,
-                allowed_hosts=tuple(arguments.allowed_host),
-                max_queued_requests=arguments.max_queued_requests,
-            )
-            policy = load_policy(arguments.policy).policy if arguments.policy else None
-            options = ServerOptions(
-                config,
-                settings,
-                arguments.port,
-                policy,
-                power_device=None if arguments.device == "none" else arguments.device,
-                powerd_socket=arguments.powerd,
-                learned=arguments.learned,
-            )
-            uvloop.run(run_server(options, on_loading, on_ready))
+            if with_everything:
+                options, notes = up_options(arguments, progress)
+            else:
+                options, notes = options_of(arguments, progress), ()
+            try:
+                uvloop.run(run_server(options, on_loading, on_ready))
+            except LedgerError as error:
+                if not with_everything:
+                    raise
+                notes = (*notes, f"no ledger is kept: {error}")
+                options = replace(options, ledger=None)
+                uvloop.run(run_server(options, on_loading, on_ready))
         except PolicyError as error:
             raise CommandError(f"the policy cannot be used:\n{error}") from error
-        except (EngineStartError, ModelUnavailableError, DeviceError, ValueError, OSError) as error:
+        except (EngineStartError, ModelUnavailableError, DeviceError, LedgerError, ValueError, OSError) as error:
             raise CommandError(str(error)) from error
     return 0
+
+
+def options_of(arguments: argparse.Namespace, progress: Progress) -> ServerOptions:
+    """What the command line asks for. Raises `ModelUnavailableError`, `ValueError` or `OSError`."""
+    from engine.config import EngineConfig
+    from engine.model_store import resolve_model
+    from kernels.weight_format import WeightFormat
+    from serving.server_options import ServerOptions
+    from serving.settings import ApiSettings
+    from serving.tenants_keys import open_keys
+
+    path = resolve_model(arguments.model, progress.show)
+    config = EngineConfig(
+        model=str(path),
+        model_id=arguments.served_model_name or arguments.model,
+        device=arguments.compute,
+        weight_format=None if arguments.weight_format == "auto" else WeightFormat(arguments.weight_format),
+        max_model_len=arguments.max_model_len,
+        max_num_seqs=arguments.max_num_seqs,
+        max_num_batched_tokens=arguments.max_num_batched_tokens,
+        kv_cache_bytes=arguments.kv_cache_memory,
+        num_threads=arguments.threads,
+    )
+    settings = ApiSettings(
+        host=arguments.host,
+        api_keys=open_keys(arguments.api_key_file) if arguments.api_key_file else None,
+        allowed_hosts=tuple(arguments.allowed_host),
+        max_queued_requests=arguments.max_queued_requests,
+    )
+    return ServerOptions(
+        config,
+        settings,
+        arguments.port,
+        policy=arguments.policy,
+        power_device=None if arguments.device == "none" else arguments.device,
+        powerd_socket=arguments.powerd,
+        learned=arguments.learned,
+        ledger=arguments.ledger,
+        admin=admin_options(arguments.admin_host, arguments.admin_port) if arguments.admin_port is not None else None,
+        managed=arguments.managed_policy,
+        vllm_names=arguments.vllm_metric_names,
+    )
+
+
+def up_options(arguments: argparse.Namespace, progress: Progress) -> tuple[ServerOptions, tuple[str, ...]]:
+    """As `options_of`, with everything on, and what to say about it. Raises `PolicyError` too."""
+    from serving.server_options import ADMIN_PORT
+    from serving.up import data_folder, free_or, prepare
+
+    device = "none" if arguments.device == "none" else arguments.device
+    prepared = prepare(data_folder(arguments.data), arguments.policy, device)
+    options = options_of(arguments, progress)
+    port = arguments.admin_port
+    if port is None:
+        port = free_or(ADMIN_PORT, arguments.admin_host)
+    return replace(
+        options,
+        policy=prepared.policy,
+        power_device=None if prepared.device == "none" else prepared.device,
+        ledger=arguments.ledger or prepared.data / "ledger",
+        learned=arguments.learned or prepared.data / "learned",
+        admin=admin_options(arguments.admin_host, port),
+        override=prepared.override,
+    ), prepared.notes
+
+
+def admin_options(host: str, port: int) -> AdminOptions:
+    """The token is the environment's, or a fresh one. Raises `ValueError` for a short one."""
+    from serving.admin_auth import TOKEN_VARIABLE, AdminAccess
+    from serving.server_options import AdminOptions
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None:
+        return AdminOptions(host, port)
+    AdminAccess(token)
+    return AdminOptions(host, port, token)
+
+
+def announce_admin(url: str, admin: AdminOptions, notes: tuple[str, ...]) -> None:
+    from serving.admin_auth import TOKEN_VARIABLE
+
+    shown = f"${TOKEN_VARIABLE}" if os.environ.get(TOKEN_VARIABLE) else admin.token
+    print(f"admin API at {url}, token {shown}", flush=True)
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 def announce_url(info: EngineInfo, url: str, with_keys: bool) -> None:

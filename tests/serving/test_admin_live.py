@@ -1,0 +1,164 @@
+"""`gridserve up` as users run it: engine, control plane and simulated device together, with real files and signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.ledger.engine import Location
+from serving.ledger.reader import LedgerReader
+
+pytestmark = pytest.mark.e2e
+TOKEN = "a-token-of-these-tests"
+
+
+class Up:
+    """One `gridserve up` process."""
+
+    def __init__(self, model: Path, data: Path) -> None:
+        command = [sys.executable, "-m", "serving.cli", "up", "--model", str(model), "--port", "0", "--threads", "1"]
+        command += ["--admin-port", "0", "--data", str(data), "--max-model-len", "512", "--kv-cache-memory", "4M"]
+        command += ["--served-model-name", "tiny", "--device", "simulated:h100-sxm", "--vllm-metric-names"]
+        self.data = data
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
+        )
+        self.said = ""
+        assert self.process.stdout is not None
+        while "Stop with" not in self.said and (line := self.process.stdout.readline()):
+            self.said += line
+        self.url = self.found(r"at (http://\S+)/v1")
+        self.admin = self.found(r"admin API at (http://[^\s,]+)")
+
+    def found(self, pattern: str) -> str:
+        match = re.search(pattern, self.said)
+        assert match is not None, self.said
+        return match[1]
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        answer = httpx.get(
+            f"{self.admin}{path}", params=parameters, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def ask(self, **body: Any) -> httpx.Response:
+        request = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
+        return httpx.post(f"{self.url}/v1/chat/completions", json=request | body, timeout=60)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        status = self.process.wait(timeout=60)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return status
+
+
+@pytest.fixture(scope="module")
+def up(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    started = Up(tiny_model, tmp_path_factory.mktemp("up"))
+    yield started
+    if started.process.poll() is None:
+        assert started.stop() == 0
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
+
+
+def test_up_says_what_is_simulated_and_replayed(up: Up) -> None:
+    assert "bundled synthetic series" in up.said
+    assert str(up.data / "policy.yaml") in up.said
+    assert TOKEN not in up.said
+    policy = up.get("/api/v1/policy")
+    assert policy["name"] == "follow-the-grid"
+    assert policy["mode"] == "enforce"
+    assert "replays" in policy["override"]
+    assert httpx.get(f"{up.admin}/ready").status_code == 200
+    assert httpx.get(f"{up.admin}/api/v1/state").status_code == 401
+
+
+def test_a_request_leaves_a_settled_row_a_sound_audit_and_metrics(up: Up) -> None:
+    answer = up.ask().json()
+    assert answer["energy"]["method"] == "simulated"
+    until(lambda: up.get("/api/v1/requests")["requests"], "a row")
+    row = up.get(f"/api/v1/requests/{answer['id']}")
+    assert row["energy_j"] == pytest.approx(row["prefill_j"] + row["decode_j"] + row["idle_j"])
+    assert row["intensity_kind"] == "replayed"
+    assert row["completion_tokens"] == answer["usage"]["completion_tokens"]
+    assert up.get("/api/v1/audit/verify")["ok"] is True
+    text = httpx.get(f"{up.url}/metrics").text
+    assert re.search(r"^DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION\{.*modelName=", text, re.MULTILINE)
+    assert re.search(r"^vllm:time_to_first_token_seconds_count\{.*\} [1-9]", text, re.MULTILINE)
+
+
+def test_editing_the_policy_on_disk_changes_what_runs(up: Up) -> None:
+    path = up.data / "policy.yaml"
+    old = path.read_text()
+    before = up.get("/api/v1/policy")["revision"]
+    path.write_text(old.replace("governor: slo_slack", "governor: static\n    static: {clock_mhz: 1110}"))
+    until(lambda: up.get("/api/v1/policy")["revision"] != before, "the new revision")
+    until(lambda: up.get("/api/v1/state")["power"]["devices"][0]["asked_clock_mhz"] == 1110, "the new clock")
+    until(lambda: any(row["actor"] == "file" for row in up.get("/api/v1/audit", kind="policy")["rows"]), "a row")
+    path.write_text("spec: [")
+    until(lambda: up.get("/api/v1/policy")["alarm"], "an alarm")
+    assert up.ask().status_code == 200
+    path.write_text(old)
+    os.kill(up.process.pid, signal.SIGHUP)
+    until(lambda: up.get("/api/v1/policy")["revision"] == before, "the old policy")
+    assert up.get("/api/v1/policy")["alarm"] is None
+
+
+def test_deferrable_work_runs_when_its_time_is_up(up: Up) -> None:
+    assert up.ask(deferrable_until=time.time() - 1).status_code == 200
+    assert up.ask(deferrable_until="tomorrow").status_code == 400
+    assert up.ask(deferrable_until=time.time() + 1e9).status_code == 400
+
+
+def test_a_deferred_request_outlives_its_server(up: Up) -> None:
+    request = {"model": "tiny", "max_tokens": 6, "messages": [{"role": "user", "content": "Later"}]}
+
+    def leave(until: float) -> dict[str, Any]:
+        answer = httpx.post(f"{up.url}/v1/deferred", json={"deferrable_until": until, "request": request}, timeout=60)
+        assert answer.status_code == 202, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    soon, later = leave(time.time() + 30), leave(time.time() + 6 * 86_400)
+    until(lambda: httpx.get(f"{up.url}/v1/deferred/{soon['id']}").json()["status"] == "done", "an answer")
+    assert httpx.get(f"{up.url}/v1/deferred/{soon['id']}").json()["answer"]["usage"]["completion_tokens"] <= 6
+    assert httpx.get(f"{up.url}/v1/deferred/{later['id']}").json()["status"] in ("waiting", "done")
+    assert (up.data / "ledger" / "deferred" / f"{later['id']}.json").stat().st_mode & 0o777 == 0o600
+    bad = {"deferrable_until": time.time() + 60, "request": request | {"stream": True}}
+    assert httpx.post(f"{up.url}/v1/deferred", json=bad).status_code == 400
+    assert httpx.get(f"{up.url}/v1/deferred/defer-none").status_code == 404
+
+
+def test_a_stop_restores_the_clocks_first_and_loses_no_row(up: Up) -> None:
+    identity = up.ask(max_tokens=20).json()["id"]
+    assert up.stop() == 0
+    reader = LedgerReader(Location(up.data / "ledger"))
+    try:
+        assert reader.request(identity) is not None
+        newest = reader.audit(limit=3)
+        assert {row["kind"] for row in newest} == {
+            "restore",
+            *{row["kind"] for row in newest if row["kind"] != "restore"},
+        }
+        assert any(row["kind"] == "restore" and row["actor"] == "shutdown" for row in newest)
+        assert reader.verify_audit().ok
+    finally:
+        reader.close()
