@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,11 +50,13 @@ class Peer:
         self.name = name
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
         environment["HF_HUB_OFFLINE"] = "1"
+        # A file, not a pipe: what a library says at length must not block it.
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the peer
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench._systems", name, model, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if not os.environ.get("GRIDSERVE_BENCH_VERBOSE") else None,
+            stderr=self._said,
             text=True,
             env=environment,
         )
@@ -70,13 +73,14 @@ class Peer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._said.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            stderr = self._process.stderr.read() if self._process.stderr else ""
-            raise RuntimeError(f"{self.name} ended without an answer:\n{stderr[-2000:]}")
+            self._said.seek(0)
+            raise RuntimeError(f"{self.name} ended without an answer:\n{self._said.read()[-2000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

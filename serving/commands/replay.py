@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   gridserve replay trace.jsonl --url http://127.0.0.1:8000 --out runs/day --goodput ttft:300 tpot:50
   gridserve replay trace.jsonl --url http://127.0.0.1:8000 --out runs/directives --endpoint chat --output natural
 """
-_UNSAFE_LIMIT = 65536
+_MOST_FILES = 65536
 
 
 def register(subparsers: Subparsers) -> None:
@@ -229,7 +229,7 @@ def _raise_file_limit() -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _UNSAFE_LIMIT if hard == resource.RLIM_INFINITY else min(hard, _UNSAFE_LIMIT)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
