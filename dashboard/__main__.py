@@ -51,6 +51,7 @@ def options(host: str, port: int, allowed_hosts: Sequence[str]) -> list[tuple[st
         ("browser.gatherUsageStats", "false"),
         ("client.showErrorDetails", "none"),
         ("client.toolbarMode", "minimal"),
+        ("runner.magicEnabled", "false"),
         ("theme.base", str(HERE / "theme.toml")),
     ]
 
@@ -83,7 +84,8 @@ def environment(arguments: argparse.Namespace, link_token: str) -> dict[str, str
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503 - execve never returns
+    """Becomes Streamlit; returns only on wrong usage."""
     arguments = parser().parse_args(argv)
     try:
         check(arguments)
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Dashboard: {url}/", flush=True)
     command = [sys.executable, "-m", "streamlit", "run", str(HERE / "app.py")]
     command += [f"--{name}={value}" for name, value in options(arguments.host, arguments.port, arguments.allowed_host)]
-    os.execve(sys.executable, command, {**os.environ, **environment(arguments, link_token)})
+    os.execve(sys.executable, command, {**os.environ, **environment(arguments, link_token)})  # noqa: S606
 
 
 if __name__ == "__main__":

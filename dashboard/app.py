@@ -14,13 +14,33 @@ from dashboard.views.health import banners
 PAGES = Path(__file__).parent / "pages"
 
 
-def pages() -> dict[str, list[st.Page]]:  # type: ignore[valid-type]
-    def page(file: str, title: str, icon: str, default: bool = False) -> st.Page:  # type: ignore[valid-type]
+def pages() -> dict[str, list[st.Page]]:
+    def page(file: str, title: str, icon: str, default: bool = False) -> st.Page:
         return st.Page(PAGES / f"{file}.py", title=title, icon=f":material/{icon}:", default=default, url_path=file)
 
     return {
         "Operate": [
             page("overview", "Overview", "speed", default=True),
+            page("gpus", "GPUs and power", "memory"),
+            page("serving", "Serving", "bolt"),
+            page("carbon", "Carbon", "eco"),
+            page("requests", "Requests", "receipt_long"),
+        ],
+        "Control": [
+            page("policies", "Policies", "policy"),
+            page("holds", "Holds", "front_hand"),
+            page("budgets", "Tenants and budgets", "account_balance_wallet"),
+        ],
+        "Evidence": [
+            page("audit", "Audit", "fact_check"),
+            page("experiments", "Experiments", "science"),
+            page("reports", "Reports", "summarize"),
+        ],
+        "Chat": [page("chat", "Chat", "forum")],
+        "System": [
+            page("feeds", "Feeds and health", "rss_feed"),
+            page("alerts", "Alerts", "notifications"),
+            page("access", "Access", "key"),
         ],
     }
 
@@ -65,7 +85,7 @@ def sidebar() -> None:
 
 st.set_page_config(page_title="gridserve", page_icon=":material/bolt:", layout="wide")
 if session.open_session():
-    chosen = st.navigation(pages())
+    chosen = st.navigation(pages(), expanded=True)
     status()
     sidebar()
     chosen.run()

@@ -195,7 +195,8 @@ class AdminClient:
         params: Mapping[str, str] | list[tuple[str, str]] | None = None,
         timeout_s: float | None = None,
     ) -> httpx.Response:
-        request = self._http.build_request(method, path, json=body, params=params or None)
+        query = httpx.QueryParams(params) if params else None  # type: ignore[arg-type]
+        request = self._http.build_request(method, path, json=body, params=query)
         if timeout_s is not None:
             request.extensions["timeout"]["read"] = timeout_s
         try:

@@ -164,7 +164,7 @@ def open_session() -> bool:
     return True
 
 
-def _open_local(mode: Settings) -> bool:
+def _open_local(mode: Settings) -> bool:  # noqa: RET503 - st.rerun never returns
     if mode.admin_token and access.link_opens(st.query_params.get("token"), mode.link_token):
         st.session_state[TOKEN] = mode.admin_token
         del st.query_params["token"]

@@ -42,7 +42,7 @@ def tile(made: Tile) -> None:
         origin(made.origin)
 
 
-def tile_row(made: Sequence[Tile], columns: int = 6, min_px: int = 170) -> None:
+def tile_row(made: Sequence[Tile], columns: int = 6, min_px: int = 136) -> None:
     with st.grid(columns, min_column_width=min_px, gap="small"):
         for each in made:
             tile(each)

@@ -36,18 +36,20 @@ ARGUMENTS = [
 ]
 PAGES = {
     "overview": "Energy per token",
-    "gpus": "GPUs and power",
-    "serving": "Serving",
-    "carbon": "Carbon",
-    "requests": "Requests",
-    "policies": "Policies",
-    "holds": "Holds",
-    "budgets": "Tenants and budgets",
-    "audit": "Audit",
-    "experiments": "Experiments",
-    "reports": "Reports",
-    "chat": "Chat",
-    "system": "System",
+    "gpus": "What each device draws",
+    "serving": "Queue, batch, KV",
+    "carbon": "Intensity of the grid",
+    "requests": "Finished requests",
+    "policies": "In force",
+    "holds": "Place a hold",
+    "budgets": "of the UTC day",
+    "audit": "Decisions, actuations",
+    "experiments": "Results that",
+    "reports": "Recorded requests",
+    "chat": "Answers stream",
+    "feeds": "Feeds of zone",
+    "alerts": "What is wrong now",
+    "access": "You are",
 }
 
 

@@ -13,15 +13,23 @@ from dashboard.views.formats import plain
 from dashboard.views.health import Level, verdict
 
 RANGES = {"15 min": WINDOW_S, "1 h": 3600.0, "6 h": 21600.0, "24 h": 86400.0}
-AHEAD = 1 / 3
-"""Of the range, shown ahead of now for the forecast."""
+AHEAD = 1 / 5  # of the range, shown ahead of now for the forecast
 COLOURS = {Level.GOOD: "green", Level.WARNING: "orange", Level.BAD: "red"}
 SIGNS = {Level.GOOD: ":material/check_circle:", Level.WARNING: ":material/warning:", Level.BAD: ":material/error:"}
 
 
 def page() -> None:
-    st.title("Overview")
-    span = st.segmented_control("Time range", list(RANGES), default="15 min", key="overview-range", required=True)
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    left.title("Overview")
+    with right.container(horizontal=True, horizontal_alignment="right"):
+        span = st.segmented_control(
+            "Time range",
+            list(RANGES),
+            default="15 min",
+            key="overview-range",
+            required=True,
+            label_visibility="collapsed",
+        )
     span_s = RANGES[str(span or "15 min")]
     tiles()
     if span_s <= WINDOW_S:

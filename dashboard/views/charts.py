@@ -11,8 +11,8 @@ import pandas as pd
 from dashboard.views.palette import Palette
 
 MAX_POINTS = 2000
-PANEL_PX = 128
-GAP_PX = 44
+PANEL_PX = 104
+GAP_PX = 42
 TOP_PX = 34
 BOTTOM_PX = 30
 
@@ -134,7 +134,7 @@ def _axes(
             {"text": panel.note, "left": "center", "top": top + panel_px // 2 - 8, "textStyle": note}
         )
     names = [line.label for line in panel.lines] + ([panel.band.label] if panel.band else [])
-    legend = {"data": names, "right": 16, "top": top - 28, "itemWidth": 18, "itemHeight": 8}
+    legend = {"data": names, "right": 16, "top": top - 28, "itemWidth": 16, "itemHeight": 3, "icon": "rect"}
     option["legend"].append(legend | {"textStyle": {"color": colours.text, "fontSize": 11}, "type": "plain"})
     option["xAxis"].append(
         {

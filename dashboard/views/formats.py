@@ -20,10 +20,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
         decimals = digits
         while decimals > 0 and round(magnitude, decimals) >= 10 ** (digits - decimals):
             decimals -= 1
-        if magnitude < 0.1:
-            text = f"{value:.{digits}g}"
-        else:
-            text = f"{value:.{decimals}f}"
+        text = f"{value:.{digits}g}" if magnitude < 0.1 else f"{value:.{decimals}f}"
     return f"{text} {unit}".rstrip()
 
 

@@ -33,7 +33,7 @@ class Origin:
     def text(self) -> str:
         parts = [self.source]
         if self.state is not DataState.MISSING and self.age_s is not None:
-            parts.append(f"{duration(self.age_s)} old")
+            parts.append("now" if self.age_s < 2 else f"{duration(self.age_s)} old")
         if self.reason:
             parts.append(self.reason)
         return " · ".join(part for part in parts if part)

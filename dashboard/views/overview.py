@@ -119,10 +119,10 @@ def _policy(state: State) -> Tile:
     policy = state.policy
     if policy is None:
         return Tile("Policy", "none", "nothing is controlled", missing("server", "started without --policy"), "")
-    mode = policy.mode if policy.mode == policy.asked_mode else f"{policy.mode} (asked: {policy.asked_mode})"
+    name = policy.name if policy.mode == policy.asked_mode else f"{policy.name}, asked for {policy.asked_mode}"
     origin = Origin(DataState.LIVE, f"revision {policy.revision[:8]}", 0.0, policy.held_back)
     return Tile(
-        "Policy", policy.name, mode, origin, "The policy in force and what it may do: observe, shadow, enforce."
+        "Policy", policy.mode, name, origin, "The policy in force and what it may do: observe, shadow, enforce."
     )
 
 
@@ -157,8 +157,8 @@ def why(state: State, carbon: CarbonState | None) -> str:
     """Which policy acts and why, in one Markdown line."""
     parts = []
     if state.policy is not None:
-        verb = {"enforce": "acts", "shadow": "decides without acting", "observe": "only measures"}
-        parts.append(f"**{plain(state.policy.name)}** {verb.get(state.policy.mode, state.policy.mode)}")
+        does = {"enforce": "acts", "shadow": "decides without acting", "observe": "only measures"}
+        parts.append(f"**{plain(state.policy.name)}** {does.get(state.policy.mode, state.policy.mode)}")
     if state.power is not None:
         reasons = sorted({device.governor_reason for device in state.power.devices if device.governor_reason})
         parts.append(f"governor {plain(state.power.governor)}" + (f": {plain('; '.join(reasons))}" if reasons else ""))
@@ -174,7 +174,7 @@ def marks(rows: Sequence[AuditRow], since_ms: float) -> list[Mark]:
     """Actuations and operators' acts inside the window; the newest `MAX_MARKS`."""
     kinds = {"actuation", "restore", "hold", "release", "policy"}
     found = [row for row in rows if row.kind in kinds and row.at_unix_s * 1000 >= since_ms]
-    words = {"hold": "hold", "release": "release", "policy": "policy", "restore": "restore"}
+    words = {"hold": "hold", "release": "release", "policy": "policy"}
     return [Mark(row.at_unix_s * 1000, words.get(row.kind, "")) for row in found[:MAX_MARKS]]
 
 
@@ -222,9 +222,9 @@ def _clock_panel(frame: pd.DataFrame, state: State, happened: Sequence[Mark], co
     several = len(clocks) > 1
     lines = [
         Line(f"SM clock {gpu_of(name)}" if several else "SM clock", colour, name)
-        for name, colour in zip(clocks, colours.series())
+        for name, colour in zip(clocks, (colours.blue, colours.sky, colours.green, colours.grey))
     ]
-    lines += [Line("locked to", colours.orange, name, step=True, dashed=True) for name in asked]
+    lines += [Line("locked to", colours.orange, name, step=True, dashed=True, width=2.2) for name in asked]
     note = None
     if not clocks:
         note = "no clock: " + (of_power(state).reason or "the device reports none")

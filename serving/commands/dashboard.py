@@ -50,4 +50,4 @@ def run(arguments: argparse.Namespace) -> int:
     for host in arguments.allowed_host or ():
         command += ["--allowed-host", host]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, command)  # noqa: S606

@@ -8,6 +8,17 @@ from emulated_world import World, clock_at, intensity_at, noise, wave
 
 from serving import admin_schema as api
 
+ENGINE = {
+    "running": "",
+    "waiting": "",
+    "kv_usage_ratio": "",
+    "output_tokens_per_s": "1/s",
+    "requests_per_s": "1/s",
+    "joules_per_token": "J",
+    "ttft_p99_s": "s",
+    "tpot_p99_s": "s",
+}
+
 
 def catalogue(world: World) -> list[api.SeriesInfo]:
     if world.condition == "empty":
@@ -20,10 +31,7 @@ def catalogue(world: World) -> list[api.SeriesInfo]:
             found.append(_info(f'asked_clock_mhz{{gpu="{gpu}"}}', "MHz"))
     for phase in ("prefill", "decode", "request_idle", "idle", "unattributed"):
         found.append(_info(f'energy_j{{phase="{phase}"}}', "J", True))
-    for name, unit in (("running", ""), ("waiting", ""), ("kv_usage_ratio", ""), ("output_tokens_per_s", "1/s"),
-                       ("requests_per_s", "1/s"), ("joules_per_token", "J"), ("ttft_p99_s", "s"), ("tpot_p99_s", "s")):  # fmt: skip
-        found.append(_info(name, unit))
-    return found
+    return found + [_info(name, unit) for name, unit in ENGINE.items()]
 
 
 def _info(name: str, unit: str, counter: bool = False) -> api.SeriesInfo:

@@ -58,7 +58,7 @@ class World:
             api.KeyInfo("k2", "ops", "admin", ["control:write"], now - 864000, now + 864000, now - 30),
         ]
         for index in range(60):
-            kind = ("decision", "actuation", "actuation", "decision", "restore")[index % 5]
+            kind = ("decision", "decision", "actuation")[index % 3]
             at = now - 900 + index * 14
             self.add_audit(kind, "controller", f"governor slo_slack step {index}", at=at, asked=clock_at(at))
 
@@ -124,12 +124,14 @@ class World:
         return api.State(
             version="0.1.0", now_unix_s=t, started_unix_s=self.started,
             engine=api.EngineState(
-                True, None, "smollm2-135m-instruct", "cuda:0", "bf16", 8192, 64, 0 if empty else 31 + int(9 * wave(t, 60)),
+                True, None, "smollm2-135m-instruct", "cuda:0", "bf16", 8192, 64,
+                0 if empty else 31 + int(9 * wave(t, 60)),
                 0 if empty else max(0, int(3 * wave(t, 45))), 0 if empty else 2210, 4096, 2, 0 if empty else 33,
             ),
             latency=latency, power=None if empty else power, intensity=None if empty else self.intensity(t),
             policy=None if empty else api.ActivePolicySummary(
-                "follow-the-grid", revision.revision, mode, self.mode, held, revision.activated_unix_s, revision.actor, None
+                "follow-the-grid", revision.revision, mode, self.mode, held,
+                revision.activated_unix_s, revision.actor, None
             ),
             hold=self.hold, ledger=None if empty else self.ledger(), alarms=self.alarms(t),
             simulated=self.condition == "simulated",
@@ -151,8 +153,8 @@ class World:
         if stale:
             start -= 7200
         return api.Intensity(
-            "GB", round(intensity_at(start), 1), "stale" if stale else "live", "estimated", "uk_grid", "average", "direct",
-            "consumption", start, start + 1800, t - start - 1800 if stale else 0.0,
+            "GB", round(intensity_at(start), 1), "stale" if stale else "live", "estimated", "uk_grid", "average",
+            "direct",            "consumption", start, start + 1800, t - start - 1800 if stale else 0.0,
             "no answer from uk_grid for 2 h" if stale else None, 1.2,
         )  # fmt: skip
 
@@ -172,7 +174,7 @@ class World:
             [api.LevelState("L0", None, None), api.LevelState("L1", "Always answer briefly", None),
              api.LevelState("L2", "Always answer very briefly", None)],
             None if stale else api.ForecastState("seasonal model", slot, 0.113, points),
-            api.PlanState("quality_budget", slot, intensity_at(t), "stale" if stale else "live", 0.196, 0.171, mixes, []),
+            api.PlanState("quality_budget", slot, intensity_at(t), self.tier(), 0.196, 0.171, mixes, []),
             history,
         )  # fmt: skip
 
@@ -180,6 +182,9 @@ class World:
         value = intensity_at(start)
         band = (max(0.0, value - spread), value + spread) if spread else (None, None)
         return api.ForecastPoint(start, start + 1800, round(value, 1), *band)
+
+    def tier(self) -> str:
+        return "stale" if self.condition == "stale_feed" else "live"
 
     def evaluator(self) -> api.EvaluatorState:
         quality = [
