@@ -1,0 +1,1 @@
+"""View-models: pure functions from what the admin API says to what a page shows."""
