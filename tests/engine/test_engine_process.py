@@ -25,6 +25,10 @@ from engine.messages import StepOutputs, Submit, encoder, from_engine_decoder
 from engine.request import FinishReason, Guide, GuideKind, SamplingParams
 
 
+# Steps take so many times as long where a request must still run when the test acts, however busy the machine.
+SLOW = 200.0
+
+
 def config(model: Path, **changes: object) -> EngineConfig:
     settings = {"max_model_len": 512, "max_num_seqs": 32, "kv_cache_bytes": 4 << 20, "num_threads": 1} | changes
     return EngineConfig(str(model), "tiny", **settings)  # type: ignore[arg-type]
@@ -90,12 +94,14 @@ async def test_every_tenth_of_a_hundred_is_cancelled_and_the_others_are_exact(cl
 
 
 async def test_abort_by_id_ends_the_stream(client):
+    client.set_pace(SLOW)
     stream = client.generate(generation("victim", length=400))
     got = [await anext(stream)]
     await client.abort("victim")
     got += [delta async for delta in stream]
     assert got[-1].finish_reason is FinishReason.ABORT
     await client.abort("nobody")
+    client.set_pace(1.0)
     assert len(tokens(await collect(client, generation("victim")))) == 20
 
 
@@ -129,8 +135,10 @@ async def test_guided_output_through_the_process(client, embedded_tokenizer):
 
 async def test_a_killed_engine_ends_its_streams_and_comes_back(client):
     expected = tokens(await collect(client, generation("before")))
+    client.set_pace(SLOW)
     stream = client.generate(generation("during", length=400))
     await anext(stream)
+    client.set_pace(1.0)
     os.kill(client.pid, signal.SIGKILL)
     with pytest.raises(EngineUnavailableError, match="exit status -9"):
         async for _ in stream:

@@ -168,15 +168,25 @@ def test_hanging_up_frees_the_engine(server: Server) -> None:
 
 def test_a_killed_engine_is_an_error_event_then_a_recovery(server: Server) -> None:
     before = server.client().completions.create(model="tiny", prompt="Hello", max_tokens=20, temperature=0)
-    stream = server.client().completions.create(
-        model="tiny", prompt="Go", max_tokens=480, stream=True, extra_body={"ignore_eos": True}
-    )
-    next(iter(stream))
-    server.engine().kill()
-    with pytest.raises(openai.APIError, match="engine"):
-        for _ in stream:
-            pass
-    until(server.healthy, "the server is healthy again")
+
+    def killed_on_the_way() -> bool:
+        """Whether the stream ended in an error event; on a busy machine it may have been complete before the kill."""
+        stream = server.client().completions.create(
+            model="tiny", prompt="Go", max_tokens=480, n=8, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        server.engine().kill()
+        try:
+            for _ in stream:
+                pass
+        except openai.APIError as error:
+            assert "engine" in str(error)
+            return True
+        finally:
+            until(server.healthy, "the server is healthy again")
+        return False
+
+    assert any(killed_on_the_way() for _ in range(5))
     after = server.client().completions.create(model="tiny", prompt="Hello", max_tokens=20, temperature=0)
     assert after.choices[0].text == before.choices[0].text
 
