@@ -24,7 +24,6 @@ from engine.config import EngineConfig
 from engine.messages import StepOutputs, Submit, encoder, from_engine_decoder
 from engine.request import FinishReason, Guide, GuideKind, SamplingParams
 
-
 # Steps take so many times as long where a request must still run when the test acts, however busy the machine.
 SLOW = 200.0
 
