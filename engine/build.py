@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 
 from engine.block_pool import BlockPool
@@ -14,21 +13,24 @@ from engine.checkpoint import open_checkpoint
 from engine.client_protocol import EngineInfo
 from engine.config import CPU_MAX_NUM_BATCHED_TOKENS, CUDA_MAX_NUM_BATCHED_TOKENS, EngineConfig
 from engine.decoder import Decoder
+from engine.device_runner import DeviceRunner, Limits
 from engine.engine import Engine
 from engine.guided import GuideCompiler
-from engine.model_config import ModelConfig
+from engine.kv_sizing import kv_budget_bytes, num_kv_blocks, step_bytes
 from engine.model_runner import ModelRunner
 from engine.pace import PacedExecutor
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
 from engine.weights import Weights
-from kernels.kv_cache import allocate_kv_caches, kv_bytes_per_block
+from kernels.backend import uses_triton
+from kernels.gpu.definitions import QUANTIZED_DTYPES
+from kernels.kv_cache import allocate_kv_caches, allocate_kv_scales
 from kernels.threads import set_threads, usable_cores
 from kernels.weight_format import WeightFormat
 
-CPU_DEFAULT_KV_BYTES = 1 << 30
-MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.90}
+KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
+Runner = ModelRunner | DeviceRunner
 
 
 class Report(Protocol):
@@ -39,7 +41,7 @@ class Report(Protocol):
 class BuiltEngine:
     engine: Engine
     executor: PacedExecutor
-    runner: ModelRunner
+    runner: Runner
     guide_compiler: GuideCompiler
     info: EngineInfo
     eos_token_ids: frozenset[int]
@@ -53,6 +55,8 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
     device = choose_device(config.device)
     if device.type == "cpu":
         set_threads(config.num_threads or usable_cores())
+    if uses_triton(device):
+        prepare_triton(config)
     report("reading the model")
     checkpoint = open_checkpoint(Path(config.model))
     weights = checkpoint.open_weights()
@@ -65,23 +69,13 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         config.max_model_len,
         lambda done, total: report("loading weights", done, total),
     )
-    report("reserving the KV cache")
-    num_blocks = num_kv_blocks(config, checkpoint.config, decoder.max_model_len, decoder.dtype, device)
-    kv_caches = allocate_kv_caches(
-        checkpoint.config.num_layers,
-        num_blocks,
-        checkpoint.config.num_kv_heads,
-        config.block_size,
-        checkpoint.config.head_dim,
-        decoder.dtype,
-        device,
-    )
-    tokenizer = checkpoint.load_tokenizer()
-    compiler = GuideCompiler(tokenizer.to_json(), checkpoint.config.vocab_size, tokenizer.eos_token_ids)
-    runner = ModelRunner(decoder, kv_caches, Sampler(checkpoint.config.vocab_size, compiler), device)
     max_batched = config.max_num_batched_tokens or (
         CPU_MAX_NUM_BATCHED_TOKENS if device.type == "cpu" else CUDA_MAX_NUM_BATCHED_TOKENS
     )
+    tokenizer = checkpoint.load_tokenizer()
+    compiler = GuideCompiler(tokenizer.to_json(), checkpoint.config.vocab_size, tokenizer.eos_token_ids)
+    report("reserving the KV cache")
+    runner, num_blocks = make_runner(config, decoder, device, max_batched, compiler)
     scheduler = Scheduler(
         SchedulerConfig(
             max_num_seqs=config.max_num_seqs,
@@ -92,7 +86,10 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         BlockPool(num_blocks, config.block_size),
     )
     report("warming up")
-    runner.probe()
+    if isinstance(runner, DeviceRunner):
+        runner.warm_up(lambda done, total: report("compiling kernels and capturing graphs", done, total))
+    else:
+        runner.probe()
     info = EngineInfo(
         model_id=config.model_id,
         max_model_len=decoder.max_model_len,
@@ -110,7 +107,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
 def choose_device(name: str) -> torch.device:
     """Raises `ValueError` when CUDA is asked for and not there."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available; use --device cpu, or check the driver with nvidia-smi")
+        raise ValueError("no CUDA device is available; use --compute cpu, or check the driver with nvidia-smi")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -120,30 +117,46 @@ def choose_weight_format(weights: Weights, device: torch.device) -> WeightFormat
     return WeightFormat.INT4 if stored and device.type == "cpu" else WeightFormat.BF16
 
 
-def num_kv_blocks(
-    config: EngineConfig, model: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Blocks the KV cache gets: the stated bytes, or what the device has to spare.
+def prepare_triton(config: EngineConfig) -> None:
+    """Settings of the Triton kernels that hold for the whole process."""
+    from kernels.gpu.cache import use_kernel_cache
+    from kernels.gpu.tuning import set_deterministic
 
-    Never more than `max_num_seqs` requests of full length could fill. Raises `ValueError` when one request of
-    full length would not fit.
+    use_kernel_cache()
+    set_deterministic(config.deterministic)
+
+
+def make_runner(
+    config: EngineConfig, decoder: Decoder, device: torch.device, max_batched: int, compiler: GuideCompiler | None
+) -> tuple[Runner, int]:
+    """The KV cache and the executor over it, and how many blocks the cache has.
+
+    Raises `ValueError` for a cache that this device cannot keep or that is too small.
     """
-    block_bytes = kv_bytes_per_block(model.num_layers, model.num_kv_heads, config.block_size, model.head_dim, dtype)
-    budget_bytes = config.kv_cache_bytes or spare_bytes(device)
-    per_request = -(-max_model_len // config.block_size)
-    blocks = min(budget_bytes // block_bytes, config.max_num_seqs * per_request)
-    if blocks < per_request:
+    model = decoder.config
+    dtype = kv_dtype(config, decoder.dtype, device)
+    needed = step_bytes(model, config.max_num_seqs, max_batched, decoder.dtype.itemsize)
+    budget = kv_budget_bytes(config, needed, device)
+    num_blocks = num_kv_blocks(config, model, decoder.max_model_len, dtype, budget)
+    sizes = (model.num_layers, num_blocks, model.num_kv_heads, config.block_size)
+    caches = allocate_kv_caches(*sizes, model.head_dim, dtype, device)
+    if not uses_triton(device):
+        return ModelRunner(decoder, caches, Sampler(model.vocab_size, compiler), device), num_blocks
+    scales = allocate_kv_scales(*sizes, device) if dtype in QUANTIZED_DTYPES else None
+    limits = Limits(config.max_num_seqs, decoder.max_model_len)
+    return DeviceRunner(decoder, caches, scales, model.vocab_size, limits, device, compiler), num_blocks
+
+
+def kv_dtype(config: EngineConfig, computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """Raises `ValueError` where the device cannot keep keys and values as asked."""
+    if config.kv_dtype == "auto":
+        return computed
+    dtype = KV_DTYPES[config.kv_dtype]
+    if dtype is not computed and not uses_triton(device):
         raise ValueError(
-            f"a KV cache of {budget_bytes / 2**20:.0f} MiB holds {blocks * config.block_size} tokens, fewer than the "
-            f"model's context of {max_model_len}; raise --kv-cache-memory to "
-            f"{per_request * block_bytes / 2**20:.0f} MiB or lower --max-model-len"
+            f"a {config.kv_dtype} KV cache needs a GPU or other weights: on this CPU it is kept as computed, in "
+            f"{str(computed).removeprefix('torch.')}; leave --kv-dtype at auto"
         )
-    return int(blocks)
-
-
-def spare_bytes(device: torch.device) -> int:
-    """Memory the KV cache may take when nobody said how much."""
-    if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        return int(free * MEMORY_FRACTION["cuda"])
-    return min(CPU_DEFAULT_KV_BYTES, int(psutil.virtual_memory().available * MEMORY_FRACTION["cpu"]))
+    if dtype is torch.float8_e4m3fn and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError("an fp8 KV cache needs compute capability 8.9 or newer; use --kv-dtype int8 on this card")
+    return dtype

@@ -10,6 +10,7 @@ from kernels.weight_format import WeightFormat
 CPU_MAX_NUM_BATCHED_TOKENS = 256
 CUDA_MAX_NUM_BATCHED_TOKENS = 4096
 DEVICES = ("auto", "cpu", "cuda")
+KV_DTYPES = ("auto", "bf16", "fp8", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class EngineConfig:
         long_prefill_threshold_tokens: most tokens of one prompt in a step.
         kv_cache_bytes: memory for keys and values.
         num_threads: CPU threads of the model.
+        kv_dtype: how keys and values are kept: `auto` in the dtype of the activations; `fp8` and `int8` as codes with a
+            scale for each token and head, on a GPU.
+        gpu_memory_fraction: most of a card's memory that weights, cache and steps may take together.
+        deterministic: on a GPU, a request's tokens have the same bits whatever shares its batch, however its prompt is
+            cut and whatever the clock; slower. A CPU computes so at any time in bf16 and int4.
     """
 
     model: str
@@ -39,10 +45,17 @@ class EngineConfig:
     block_size: int = 32
     kv_cache_bytes: int | None = None
     num_threads: int | None = None
+    kv_dtype: str = "auto"
+    gpu_memory_fraction: float = 0.90
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ValueError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {self.kv_dtype!r}")
+        if not 0.0 < self.gpu_memory_fraction <= 1.0:
+            raise ValueError(f"gpu_memory_fraction must be above 0 and at most 1, got {self.gpu_memory_fraction}")
         if self.block_size < 16 or self.block_size % 16:
             raise ValueError(f"block_size must be a multiple of 16, got {self.block_size}")
         for name in (

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from engine.model_config import ModelConfig
 from engine.weight_loader import LayerTensors, Progress, WeightLoader
 from engine.weights import Weights
 from kernels import ops
 from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
+from kernels.gpu.definitions import KVScales
 from kernels.linear import activation_dtype, compute_logits, make_linear
 from kernels.metadata import AttentionMetadata
 from kernels.weight_format import WeightFormat
@@ -79,28 +79,36 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_caches: Sequence[KvCache]
+        self,
+        token_ids: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_caches: Sequence[KvCache],
+        kv_scales: Sequence[KVScales] | None = None,
     ) -> torch.Tensor:
         """Run packed tokens, writing their keys and values into the caches.
 
         Args:
             token_ids: `[T]` int64.
             kv_caches: for each layer `(k_cache, v_cache)`, `[blocks, kv_heads, block_size, head_dim]`.
+            kv_scales: for each layer the scales of caches that hold int8 or fp8 codes.
 
         Returns the normed hidden states `[T, H]`.
         """
-        if self._compiled is not None:
+        if self._compiled is not None and kv_scales is None:
             return self._compiled.forward(token_ids, metadata, kv_caches)
         eps, scale, heads, cos_sin = self.config.rms_norm_eps, self._scale, self._heads, self._cos_sin
         tokens, head_dim = token_ids.shape[0], self.config.head_dim
-        residual = F.embedding(token_ids, self._embedding)
+        residual = ops.embedding(token_ids, self._embedding)
         hidden = ops.rms_norm(residual, self._layers[0].input_norm, eps)
-        for layer, following_norm, (k_cache, v_cache) in zip(self._layers, self._following_norms, kv_caches):
+        for number, (layer, following_norm) in enumerate(zip(self._layers, self._following_norms)):
+            k_cache, v_cache = kv_caches[number]
+            scales = None if kv_scales is None else kv_scales[number]
             q, k, v = torch.split(layer.qkv(hidden).view(tokens, -1, head_dim), heads, dim=1)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
-            q = ops.rope_and_write_kv(q, k, v, k_cache, v_cache, cos_sin, metadata)
-            attended = ops.paged_attention(q, k_cache, v_cache, metadata, scale, layer.window)
+            q = ops.rope_and_write_kv(
+                q, k, v, k_cache, v_cache, cos_sin, metadata,
+                q_norm=layer.q_norm, k_norm=layer.k_norm, eps=eps, scales=scales,
+            )  # fmt: skip
+            attended = ops.paged_attention(q, k_cache, v_cache, metadata, scale, layer.window, scales=scales)
             attended = layer.out(attended.view(tokens, -1))
             hidden, residual = ops.add_rms_norm(attended, residual, layer.post_norm, eps)
             mixed = layer.down(ops.silu_and_mul(layer.gate_up(hidden)))

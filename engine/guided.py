@@ -30,12 +30,15 @@ class GuideMatcher:
 
     def mask_logits(self, logits: torch.Tensor) -> None:
         """Set the logits `[V]` of tokens the guide forbids to -inf, in place."""
+        logits.masked_fill_(torch.from_numpy(self.forbidden()).to(logits.device), -torch.inf)
+
+    def forbidden(self) -> np.ndarray:
+        """`[V]` bool: the tokens that the guide does not allow next."""
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         if self._matcher.is_error():
             raise ValueError(f"guided output failed: {self._matcher.get_error()}")
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: self._vocab_size]
-        allowed = torch.from_numpy(bits.view(np.bool_)).to(logits.device)
-        logits.masked_fill_(~allowed, -torch.inf)
+        return ~bits.view(np.bool_)
 
 
 class GuideCompiler:

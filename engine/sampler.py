@@ -17,6 +17,7 @@ from kernels.ops import greedy_argmax
 
 # Enough of the sorted head to find a top-p threshold in nearly every row; the whole row is sorted otherwise.
 _TOP_P_HEAD = 1024
+NOTHING_POSSIBLE = "no token is possible: logit_bias, min_tokens and the guide exclude them all"
 _MASK64 = (1 << 64) - 1
 
 
@@ -149,11 +150,10 @@ class Sampler:
             if not params.greedy:
                 random_rows.append(index)
 
-        best = greedy_argmax(logits)
-        tokens: list[int] = [int(token) for token in best.tolist()]
-        for index, value in enumerate(logits.gather(1, best.unsqueeze(1)).squeeze(1).tolist()):
-            if value == -torch.inf or value != value:
-                errors.setdefault(index, "no token is possible: logit_bias, min_tokens and the guide exclude them all")
+        tokens: list[int] = [int(token) for token in greedy_argmax(logits).tolist()]
+        for index, token in enumerate(tokens):
+            if token < 0:
+                errors.setdefault(index, NOTHING_POSSIBLE)
         random_rows = [index for index in random_rows if index not in errors]
         if random_rows:
             for index, token in zip(random_rows, self._draw_rows(logits, requests, random_rows)):

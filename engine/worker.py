@@ -46,8 +46,8 @@ from engine.request import FinishReason, Request
 from kernels.threads import configure_environment
 
 if TYPE_CHECKING:
+    from engine.build import Runner
     from engine.guided import GuideCompiler
-    from engine.model_runner import ModelRunner
     from engine.pace import PacedExecutor
 
 logger = logging.getLogger("gridserve.engine")
@@ -65,7 +65,7 @@ class Worker:
         channel: zmq.Socket[bytes],
         engine: Engine,
         executor: PacedExecutor,
-        runner: ModelRunner,
+        runner: Runner,
         compiler: GuideCompiler,
         eos_token_ids: frozenset[int],
     ) -> None:

@@ -6,16 +6,19 @@ On a CPU, in order of preference:
 - `INT4`: the compiled kernels, which expand the codes of 4-bit and 8-bit blocks to exactly the bf16 weights of `BF16`
   and so give the same bits; a dense weight, or where they cannot, as `BF16`;
 - `FP32`: `F.linear`.
+
+On a GPU the Triton kernels (`kernels.gpu.linear`): `INT4` decodes 4-bit blocks in registers, anything else is dense.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch.nn import functional as F
 
+from kernels.backend import uses_triton
 from kernels.cpu.packing import PackedLinear, pack_bf16, pack_int4, pack_int8
 from kernels.weight_format import WeightFormat
 
@@ -124,6 +127,9 @@ def activation_dtype(weight_format: WeightFormat) -> torch.dtype:
 
 def make_linear(weight: Weight, bias: torch.Tensor | None, weight_format: WeightFormat) -> Linear:
     """Pack `weight` (`[N, K]`, dense or blocks) for its device; activations are `activation_dtype(format)`."""
+    device = weight.device if isinstance(weight, torch.Tensor) else weight.codes.device
+    if uses_triton(device):
+        return _triton_linear(weight, bias, weight_format)
     dtype = activation_dtype(weight_format)
     packed = _pack_blocks(weight, bias) if weight_format is WeightFormat.INT4 else None
     if packed is not None:
@@ -144,9 +150,21 @@ def make_linear(weight: Weight, bias: torch.Tensor | None, weight_format: Weight
 
 def compute_logits(lm_head: Linear, hidden: torch.Tensor) -> torch.Tensor:
     """fp32 logits `[R, vocab]` of hidden states `[R, H]`; a packed head's sums stay fp32 instead of passing bf16."""
-    if isinstance(lm_head, PackedLinear):
-        return lm_head(hidden, torch.float32)
+    if isinstance(lm_head, PackedLinear) or uses_triton(hidden.device):
+        wide: torch.Tensor = cast(Any, lm_head)(hidden, torch.float32)
+        return wide
     return lm_head(hidden).float()
+
+
+def _triton_linear(weight: Weight, bias: torch.Tensor | None, weight_format: WeightFormat) -> Linear:
+    """4-bit blocks as they are where the kernel takes them; everything else dense."""
+    from kernels.gpu.linear import PackedLinear as TritonLinear
+
+    dtype = activation_dtype(weight_format)
+    bias = None if bias is None else bias.to(dtype)
+    if isinstance(weight, Int4Blocks) and weight.block == 32 and weight.shape[1] % 64 == 0:
+        return TritonLinear(weight, bias)
+    return TritonLinear((weight if isinstance(weight, torch.Tensor) else weight.dequantize()).to(dtype), bias)
 
 
 def _pack_blocks(weight: Weight, bias: torch.Tensor | None) -> PackedLinear | None:

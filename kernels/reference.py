@@ -90,7 +90,7 @@ def paged_attention(
     """
     block_size = k_cache.shape[2]
     group = q.shape[1] // k_cache.shape[1]
-    out = torch.empty_like(q)
+    out = torch.zeros_like(q)
     starts = metadata.query_start.tolist()
     for row, context_len in enumerate(metadata.context_lens.tolist()):
         begin, end = starts[row], starts[row + 1]

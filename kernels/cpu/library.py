@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_long, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from kernels.backend import cpu_mode
 from kernels.cpu import abi
 from kernels.cpu.build import BuildError, build_library
 from kernels.threads import usable_cores
@@ -61,11 +61,9 @@ def _function(library: ctypes.CDLL, name: str, result: object, *arguments: objec
 
 @cache
 def _load() -> tuple[Library | None, str | None]:
-    mode = os.environ.get("GRIDSERVE_CPU_KERNELS", "auto")
-    if mode == "torch":
-        return None, "GRIDSERVE_CPU_KERNELS=torch"
+    mode = cpu_mode()
     if mode != "auto":
-        raise ValueError(f"GRIDSERVE_CPU_KERNELS={mode!r}: use auto or torch")
+        return None, f"GRIDSERVE_CPU_KERNELS={mode}"
     if sys.platform != "linux":
         return None, f"the compiled kernels are built on Linux only, this is {sys.platform}"
     try:

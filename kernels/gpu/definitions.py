@@ -108,10 +108,14 @@ def embedding(token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def greedy_argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The lowest token id that has the largest logit of each row of `[R, V]`: `[R]` int64."""
+    """The lowest token id that has the largest logit of each row of `[R, V]`: `[R]` int64.
+
+    -1 where no token is possible: no logit is above -inf, or one is NaN.
+    """
     peak = logits.amax(-1, keepdim=True)
     ids = torch.arange(logits.shape[1], device=logits.device)
-    return torch.where(logits == peak, ids, logits.shape[1]).amin(-1)
+    lowest = torch.where(logits == peak, ids, logits.shape[1]).amin(-1)
+    return torch.where(peak.squeeze(-1) > -torch.inf, lowest, -1)
 
 
 _MASK32 = (1 << 32) - 1
@@ -165,6 +169,8 @@ def gumbel_sample(
 ) -> torch.Tensor:
     """One token id of each row: argmax of `logits / temperature + Gumbel noise` where that quotient is kept.
 
+    -1 where no token is possible, as in `greedy_argmax`.
+
     Args:
         logits: `[R, V]`, any float dtype.
         temperatures: `[R]` fp32; a row of temperature 0 takes the greedy token.
@@ -175,6 +181,7 @@ def gumbel_sample(
     scaled = logits.float() / torch.where(greedy, 1.0, temperatures)[:, None]
     noisy = scaled + gumbel_noise(seeds, positions, logits.shape[1])
     noisy = torch.where(scaled >= thresholds[:, None], noisy, -torch.inf)
+    noisy = torch.where(scaled.isnan().any(-1, keepdim=True), torch.nan, noisy)
     return greedy_argmax(torch.where(greedy[:, None], logits.float(), noisy))
 
 

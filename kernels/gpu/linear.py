@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch.nn import functional as F
 
 from kernels.gpu import checks, tuning
 from kernels.gpu.definitions import Int8Channels
@@ -21,6 +22,7 @@ from kernels.gpu.tuning import PackedFormat
 from kernels.linear import Int4Blocks
 
 _INT4_BLOCK = 32
+VENDOR_TOKENS = 64
 _DENSE = tl.constexpr(PackedFormat.DENSE.value)
 _INT8 = tl.constexpr(PackedFormat.INT8.value)
 _INT4 = tl.constexpr(PackedFormat.INT4.value)
@@ -141,8 +143,12 @@ def add_splits_kernel(out, partial, bias, size, outputs, SPLITS: tl.constexpr, B
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
-def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`x @ w.T + bias` for x `[M, K]`: `[M, N]` in the dtype of x, sums in fp32; see `definitions.linear`.
+def linear(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """`x @ w.T + bias` for x `[M, K]`: `[M, N]` in `out_dtype`, that of x by default; see `definitions.linear`.
+
+    Sums are fp32 and rounded once, at the end.
 
     4-bit weights are rounded to the dtype of x before the product; int8 codes are exact in it, and their scale
     multiplies the sum.
@@ -157,7 +163,7 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
         checks.shape("bias", bias, weight.out_features)
         checks.dense_tail("bias", bias)
     tokens, outputs = x.shape[0], weight.out_features
-    out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
+    out = torch.empty((tokens, outputs), dtype=out_dtype or x.dtype, device=x.device)
     if tokens == 0:
         return out
     config = tuning.linear_config(weight.kind, x.element_size(), tokens)
@@ -197,7 +203,11 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
 
 
 class PackedLinear:
-    """A linear layer of the engine (`kernels.linear.Linear`) over `linear`."""
+    """A linear layer of the engine (`kernels.linear.Linear`) over `linear`.
+
+    Dense weights for more than `VENDOR_TOKENS` tokens go to the vendor's GEMM, whose tiles suit long prefills, unless
+    the mode is deterministic.
+    """
 
     def __init__(self, weight: torch.Tensor | Int8Channels | Int4Blocks, bias: torch.Tensor | None) -> None:
         self._weight = pack_weight(weight)
@@ -205,5 +215,12 @@ class PackedLinear:
         self.out_features = self._weight.out_features
         self.in_features = self._weight.in_features
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self._weight, self._bias)
+    @property
+    def batch_invariant(self) -> bool:
+        return tuning.deterministic()
+
+    def __call__(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+        vendor = self._weight.kind is PackedFormat.DENSE and x.shape[0] > VENDOR_TOKENS and not tuning.deterministic()
+        if vendor and out_dtype in (None, x.dtype):
+            return F.linear(x, self._weight.data, self._bias)
+        return linear(x, self._weight, self._bias, out_dtype)

@@ -50,6 +50,8 @@ def block_best_kernel(
     first = tl.program_id(1) * BLOCK
     ids = first + tl.arange(0, BLOCK)
     values = tl.load(logits + row * stride + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
+    # Comparisons pass over NaN in an order of their own: it is looked for apart.
+    broken = tl.max((values != values).to(tl.int32), 0)
     if RANDOM:
         temperature = tl.load(temperatures + row)
         if temperature > 0:
@@ -57,6 +59,7 @@ def block_best_kernel(
             noise = gumbel(tl.load(seeds + row), tl.load(positions + row).to(tl.int32), first, BLOCK)
             values = tl.where(scaled >= tl.load(thresholds + row), scaled + noise, float("-inf"))
     best, index = tl.max(values, 0, return_indices=True, return_indices_tie_break_left=True)
+    best = tl.where(broken > 0, float("nan"), best)
     at = row * tl.num_programs(1) + tl.program_id(1)
     tl.store(best_values + at, best)
     tl.store(best_ids + at, first + index)
@@ -69,7 +72,10 @@ def row_best_kernel(out, best_values, best_ids, num_blocks, BLOCKS: tl.constexpr
     values = tl.load(best_values + row * num_blocks + lane, mask=lane < num_blocks, other=float("-inf"))
     # Blocks stand in order of token id, so the leftmost of equals has the lowest id.
     index = tl.argmax(values, 0, tie_break_left=True)
-    tl.store(out + row, tl.load(best_ids + row * num_blocks + index).to(tl.int64))
+    broken = tl.max((values != values).to(tl.int32), 0)
+    possible = (tl.max(values, 0) > float("-inf")) & (broken == 0)
+    token = tl.load(best_ids + row * num_blocks + index).to(tl.int64)
+    tl.store(out + row, tl.where(possible, token, -1))
 
 
 def _best(logits: torch.Tensor, row_arguments: tuple[torch.Tensor, ...] | None) -> torch.Tensor:
@@ -98,7 +104,10 @@ def _best(logits: torch.Tensor, row_arguments: tuple[torch.Tensor, ...] | None) 
 
 
 def greedy_argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The lowest token id that has the largest logit of each row of `[R, V]`: `[R]` int64, with no fp32 copy."""
+    """The lowest token id that has the largest logit of each row of `[R, V]`: `[R]` int64, with no fp32 copy.
+
+    -1 where no logit is above -inf or one is NaN.
+    """
     return _best(logits, None)
 
 

@@ -86,6 +86,22 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
     engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
     engine.add_argument("--kv-cache-memory", type=memory_bytes, metavar="SIZE", help="such as 512M or 4G")
+    engine.add_argument(
+        "--kv-dtype",
+        default="auto",
+        choices=("auto", "bf16", "fp8", "int8"),
+        help="keys and values on a GPU (%(default)s: as computed)",
+    )
+    engine.add_argument(
+        "--gpu-memory-fraction",
+        type=float,
+        default=0.90,
+        metavar="F",
+        help="of the card's memory for weights, KV cache and work (%(default)s)",
+    )
+    engine.add_argument(
+        "--deterministic", action="store_true", help="a request's tokens are the same whatever shares the batch; slower"
+    )
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
 
 
@@ -175,6 +191,9 @@ def options_of(arguments: argparse.Namespace, progress: Progress) -> ServerOptio
         max_num_batched_tokens=arguments.max_num_batched_tokens,
         kv_cache_bytes=arguments.kv_cache_memory,
         num_threads=arguments.threads,
+        kv_dtype=arguments.kv_dtype,
+        gpu_memory_fraction=arguments.gpu_memory_fraction,
+        deterministic=arguments.deterministic,
     )
     settings = ApiSettings(
         host=arguments.host,
