@@ -24,7 +24,19 @@ def test_argmax(device, dtype):
     logits[2] = -torch.inf
     logits[3] = 0.0
     assert torch.equal(ops.greedy_argmax(logits), definitions.greedy_argmax(logits))
-    assert ops.greedy_argmax(logits)[1:4].tolist() == [5, 0, 0]
+    assert ops.greedy_argmax(logits)[1:4].tolist() == [5, -1, 0]
+
+
+@pytest.mark.parametrize("where", [0, 2047, 2048, VOCAB - 1])
+def test_a_row_with_nan_has_no_token(device, where):
+    logits = torch.randn(3, VOCAB, device=device)
+    logits[1, where] = torch.nan
+    temperatures, thresholds = torch.ones(3, device=device), torch.full((3,), -torch.inf, device=device)
+    keys = torch.arange(3, device=device)
+    drawn, expected = draw_both(logits, temperatures, thresholds, keys, keys)
+    assert torch.equal(drawn, expected)
+    for tokens in (drawn, ops.greedy_argmax(logits)):
+        assert (tokens >= 0).tolist() == [True, False, True]
 
 
 def draw_both(logits, temperatures, thresholds, seeds, positions):
