@@ -50,7 +50,7 @@ class Sequence:
             BLOCK_SIZE,
             config.head_dim,
             decoder.dtype,
-            torch.device("cpu"),
+            decoder.device,
         )
         self._computed = 0
 
@@ -59,17 +59,19 @@ class Sequence:
         """Logits `[len(token_ids), V]` of the next tokens."""
         start, end = self._computed, self._computed + len(token_ids)
         self._computed = end
+        device = self._decoder.device
         metadata = AttentionMetadata(
-            query_start=torch.tensor([0, end - start], dtype=torch.int32),
-            context_lens=torch.tensor([end], dtype=torch.int32),
-            block_tables=torch.arange(self._blocks, dtype=torch.int32).unsqueeze(0),
-            slot_mapping=torch.arange(start, end),
-            positions=torch.arange(start, end),
+            query_start=torch.tensor([0, end - start], dtype=torch.int32, device=device),
+            context_lens=torch.tensor([end], dtype=torch.int32, device=device),
+            block_tables=torch.arange(self._blocks, dtype=torch.int32, device=device).unsqueeze(0),
+            slot_mapping=torch.arange(start, end, device=device),
+            positions=torch.arange(start, end, device=device),
             max_query_len=end - start,
             max_context_len=end,
             num_decodes=int(end - start == 1),
         )
-        return self._decoder.step_logits(torch.tensor(token_ids), metadata, self._caches, torch.arange(end - start))
+        tokens, rows = torch.tensor(token_ids, device=device), torch.arange(end - start, device=device)
+        return self._decoder.step_logits(tokens, metadata, self._caches, rows)
 
 
 def reference_answers(checkpoint: Checkpoint, decoder: Decoder, tokens: int) -> list[tuple[list[int], list[int]]]:
@@ -94,7 +96,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--formats", nargs="+", default=["bf16", "int4"], choices=("bf16", "int4"))
     parser.add_argument("--tokens", type=int, default=100, help="answer tokens per prompt (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    gpu = parser.add_argument_group("on a GPU: random weights of published shapes, random text")
+    gpu.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
+    gpu.add_argument("--shapes", nargs="+", help="default: all of `gridserve bench engine`")
+    gpu.add_argument("--positions", type=int, default=2048, help="compared for each shape (default: %(default)s)")
+    gpu.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    gpu.add_argument("--dry-run", action="store_true", help="take every step with a tiny shape on a CPU")
     arguments = parser.parse_args(argv)
+    if arguments.device == "cuda":
+        from bench import _gpu_agreement, _gpu_shapes
+
+        shapes = arguments.shapes or sorted(_gpu_shapes.SHAPES)
+        if strangers := set(shapes) - set(_gpu_shapes.SHAPES):
+            raise ValueError(f"no shape {', '.join(strangers)}; there are {', '.join(_gpu_shapes.SHAPES)}")
+        return _gpu_agreement.run(shapes, arguments.positions, arguments.dry_run, arguments.json, arguments.markdown)
 
     from engine.checkpoint import open_checkpoint
     from engine.decoder import Decoder

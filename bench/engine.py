@@ -22,6 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from bench import _gpu_engine
+from bench._gpu_shapes import SHAPES
+from bench._gpu_systems import SYSTEMS as GPU_SYSTEMS
 from bench._systems import SYSTEMS, Measurement, Workload
 
 DEFAULT_SYSTEMS = ("gridserve", "llama.cpp", "transformers-generate", "transformers-continuous")
@@ -144,13 +147,18 @@ def cpu_name() -> str:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="gridserve bench engine", description=__doc__)
     made.add_argument("--model", default="smollm2-135m-instruct", help="what every system loads (default: %(default)s)")
-    made.add_argument("--systems", nargs="+", default=list(DEFAULT_SYSTEMS), choices=sorted(SYSTEMS))
+    made.add_argument("--systems", nargs="+", choices=sorted({*SYSTEMS, *GPU_SYSTEMS}), help="default: ours and peers")
     made.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 8, 16, 32])
     made.add_argument("--prompt-tokens", type=int, default=128)
     made.add_argument("--output-tokens", type=int, default=64)
     made.add_argument("--rounds", type=int, default=3, help="each system once a round (default: %(default)s)")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and raw times")
+    gpu = made.add_argument_group("on a GPU (the options above but --systems and --json do not apply)")
+    gpu.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the engines run (%(default)s)")
+    gpu.add_argument("--shapes", nargs="+", default=sorted(SHAPES), choices=sorted(SHAPES), help="default: all")
+    gpu.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    gpu.add_argument("--dry-run", action="store_true", help="take every step with tiny shapes on a CPU")
     return made
 
 
@@ -158,9 +166,21 @@ def main(argv: list[str]) -> int:
     from engine.model_store import resolve_model
 
     arguments = parser().parse_args(argv)
+    known = GPU_SYSTEMS if arguments.device == "cuda" else SYSTEMS
+    strangers = [name for name in arguments.systems or () if name not in known]
+    if strangers:
+        raise ValueError(f"{', '.join(strangers)} does not run on {arguments.device}; there are {', '.join(known)}")
+    if arguments.device == "cuda":
+        return _gpu_engine.run(
+            arguments.shapes,
+            arguments.systems or list(_gpu_engine.DEFAULT_SYSTEMS),
+            arguments.dry_run,
+            arguments.json,
+            arguments.markdown,
+        )
     model = str(resolve_model(arguments.model))
     peers: list[Peer] = []
-    for name in arguments.systems:
+    for name in arguments.systems or DEFAULT_SYSTEMS:
         peer = Peer(name, model, arguments.threads)
         if peer.missing:
             print(f"{name}: not installed ({peer.missing}); pip install 'gridserve[bench]'", file=sys.stderr)

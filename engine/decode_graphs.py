@@ -52,18 +52,11 @@ class DecodeGraphs:
     buffer, so that what each computes on the way can share memory with the others.
     """
 
-    def __init__(
-        self,
-        decode: Decode,
-        sizes: Sequence[int],
-        padding: Callable[[int], torch.Tensor],
-        progress: Callable[[int], None],
-    ) -> None:
+    def __init__(self, decode: Decode, sizes: Sequence[int], padding: Callable[[int], torch.Tensor]) -> None:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._hidden = torch.empty_like(decode(padding(max(sizes))))
         pool = None
-        for done, size in enumerate(sorted(sizes, reverse=True)):
-            progress(done)
+        for size in sorted(sizes, reverse=True):
             step = padding(size)
             # The first call compiles kernels and loads modules, which a capture does not allow.
             decode(step)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from engine.batch import Batch, SampledTokens, StepResult
-from engine.decode_graphs import Decode, DecodeGraphs, DecodeSteps, EagerDecodes, padded_size, padded_sizes
+from engine.decode_graphs import DecodeGraphs, DecodeSteps, EagerDecodes, padded_size, padded_sizes
 from engine.device_inputs import StepArrays, padded_decodes, step_arrays
 from engine.device_sampler import DeviceSampler, Drawn
 from engine.guided import GuideCompiler
@@ -30,7 +31,7 @@ from kernels.metadata import AttentionMetadata
 KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 # Larger batches of decodes are rare, and long enough to launch kernel by kernel.
 MAX_GRAPH_SIZE = 512
-# Chunks that make every tile of the linear and attention kernels compile before the first request does.
+# Lengths of chunks that make every tile of the linear and attention kernels compile before the first request does.
 WARM_UP_CHUNKS = (2, 17, 65, 256)
 
 
@@ -132,18 +133,17 @@ class DeviceRunner:
 
         Compiled kernels stay in the user's cache (`kernels.gpu.cache`), so only the first start takes long.
         """
-        total = len(WARM_UP_CHUNKS) + 1 + len(self._sizes)
-        for done, tokens in enumerate(WARM_UP_CHUNKS):
-            progress(done, total)
-            self._run_chunk(min(tokens, self._limits.max_model_len))
-        progress(len(WARM_UP_CHUNKS), total)
-        self._warm_sampler()
-        decode: Decode = self._decode
+        steps: list[Callable[[], object]] = [
+            *(partial(self._warm_chunk, tokens) for tokens in WARM_UP_CHUNKS),
+            *(partial(self._warm_decode, length) for length in (2, self._limits.max_model_len)),
+            *(partial(self._decode, self._padding(size)) for size in self._sizes),
+            self._warm_sampler,
+        ]
         if self._device.type == "cuda":
-            before = len(WARM_UP_CHUNKS) + 1
-            self._decodes = DecodeGraphs(
-                decode, self._sizes, self._padding, lambda done: progress(before + done, total)
-            )
+            steps.append(self._capture)
+        for done, step in enumerate(steps):
+            progress(done, len(steps))
+            step()
         self.probe()
 
     def _enqueue(self, batch: Batch) -> Drawn | None:
@@ -208,21 +208,34 @@ class DeviceRunner:
         packed[0] = self._rows.padding_row
         return self._transfers.upload(packed)
 
-    def _run_chunk(self, tokens: int) -> None:
-        """One request of `tokens` tokens that writes no cache and whose results nobody reads."""
-        lengths = self._transfers.upload(np.array([0, tokens], dtype=np.int32))
-        positions = self._transfers.upload(np.arange(tokens, dtype=np.int64))
-        metadata = AttentionMetadata(
-            query_start=lengths,
-            context_lens=lengths[1:],
-            block_tables=self._rows.block_tables[self._rows.padding_row :],
-            slot_mapping=torch.full_like(positions, -1),
-            positions=positions,
-            max_query_len=tokens,
-            max_context_len=tokens,
-            num_decodes=1 if tokens == 1 else 0,
+    def _capture(self) -> None:
+        self._decodes = DecodeGraphs(self._decode, self._sizes, self._padding)
+
+    def _warm_chunk(self, tokens: int) -> None:
+        """A prompt of so many tokens, on the row of padding: it writes block 0, which is empty yet."""
+        self._warm([0], [min(tokens, self._limits.max_model_len)])
+
+    def _warm_decode(self, length: int) -> None:
+        """A decode of so many tokens of context beside a short prompt."""
+        self._warm([length - 1, 0], [1, 2])
+
+    def _warm(self, computed: list[int], lengths: list[int]) -> None:
+        count, tokens = len(computed), sum(lengths)
+        nothing = np.zeros(0, dtype=np.int32)
+        arrays = StepArrays(
+            rows=np.full(count, self._rows.padding_row, dtype=np.int32),
+            computed=np.array(computed, dtype=np.int32),
+            lengths=np.array(lengths, dtype=np.int32),
+            tokens=np.zeros(tokens, dtype=np.int32),
+            where=nothing,
+            blocks=nothing,
+            sampling=(),
+            last=nothing,
+            ends=nothing,
+            num_decodes=count - 1,
+            max_context_len=max(map(sum, zip(computed, lengths))),
         )
-        hidden = self._model.forward(torch.zeros_like(positions), metadata, self._kv_caches, self._kv_scales)
+        hidden = self._mixed(self._transfers.upload(_body(arrays)), arrays)
         self._model.logits(hidden[: self._limits.max_num_seqs])
 
     def _warm_sampler(self) -> None:

@@ -7,8 +7,10 @@ kernels, which only Triton's interpreter can run on a CPU: it is how they are te
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -32,8 +34,24 @@ def cpu_mode() -> str:
     return mode
 
 
+_definitions = False
+
+
+@contextlib.contextmanager
+def definitions_only() -> Iterator[None]:
+    """Inside, no tensor goes to the Triton kernels: what they are compared with. Not for several threads."""
+    global _definitions
+    before, _definitions = _definitions, True
+    try:
+        yield
+    finally:
+        _definitions = before
+
+
 def uses_triton(device: torch.device) -> bool:
     """Whether tensors of `device` go to `kernels.gpu`."""
+    if _definitions:
+        return False
     if device.type == "cpu":
         return cpu_mode() == "triton"
     return device.type in TRITON_DEVICES

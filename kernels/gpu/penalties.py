@@ -13,7 +13,8 @@ from kernels.gpu import checks
 _BLOCK = 1024
 
 
-@triton.jit
+# Rows of a table of parameters begin where the size of the batch has them begin.
+@triton.jit(do_not_specialize_on_alignment=["slots", "repetition", "frequency", "presence"])
 def penalties_kernel(
     logits,
     slots,

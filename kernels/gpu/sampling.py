@@ -32,7 +32,8 @@ def gumbel(seed, position, first_token, BLOCK: tl.constexpr):
     return -tl.log(exponential)
 
 
-@triton.jit
+# Rows of a table of parameters begin where the size of the batch has them begin.
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "thresholds", "seeds", "positions"])
 def block_best_kernel(
     best_values,
     best_ids,

@@ -17,7 +17,11 @@ from kernels.gpu import checks
 _BLOCK = 256
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_requests", "num_tokens"])
+@triton.jit(
+    do_not_specialize=["table_stride", "num_requests", "num_tokens"],
+    # Slices of one array that came from the host: where each begins varies with the batch.
+    do_not_specialize_on_alignment=["num_computed", "query_lens"],
+)
 def step_inputs_kernel(
     query_start,
     context_lens,

@@ -65,7 +65,8 @@ def mass_at_least(row_logits, bound, peak, rate, vocab_size, BLOCK: tl.constexpr
     return mass
 
 
-@triton.jit
+# Rows of a table of parameters begin where the size of the batch has them begin.
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "top_k", "top_p", "min_p"])
 def threshold_kernel(
     out, logits, temperatures, top_k, top_p, min_p, stride, vocab_size, BITS: tl.constexpr, BLOCK: tl.constexpr
 ):

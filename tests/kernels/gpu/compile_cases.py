@@ -1,13 +1,23 @@
 """The variants that the compile gate builds, by family: a name and a call of the wrapper on meta tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
+from engine.batch import Batch, ScheduledRequest
+from engine.decoder import Decoder
+from engine.device_runner import DeviceRunner, Limits
+from engine.model_config import ModelConfig
+from engine.random_model import weight_shapes
+from engine.request import Request, SamplingParams
+from engine.weights import TensorWeights
 from kernels.gpu import ops, tuning
 from kernels.gpu.definitions import KVScales
 from kernels.gpu.linear import PackedWeight
+from kernels.kv_cache import allocate_kv_caches, allocate_kv_scales
 from kernels.metadata import AttentionMetadata
+from kernels.weight_format import WeightFormat
 
 Case = tuple[str, Callable[[], object]]
 
@@ -192,6 +202,80 @@ def variants(capability: int, depth: str) -> Iterator[Case]:
     yield "batch sizes", batches
 
 
+def _config(
+    heads: int, kv_heads: int, head_dim: int, hidden: int, inner: int, vocab: int, qk_norm: bool
+) -> ModelConfig:
+    """One layer of a model."""
+    return ModelConfig(
+        "llama", vocab, hidden, inner, 1, heads, kv_heads, head_dim, 1e-5, 500_000.0, 8192, (None,), qk_norm=qk_norm
+    )
+
+
+SHAPES = {
+    "Qwen3-0.6B": _config(16, 8, 128, 1024, 3072, 151936, True),
+    "Llama-3.2-1B": _config(32, 8, 64, 2048, 8192, 128256, False),
+    "Llama-3.1-8B": _config(32, 8, 128, 4096, 14336, 128256, False),
+}
+
+
+class MetaWeights(TensorWeights):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__({name: empty(*shape) for name, shape in weight_shapes(config).items()})
+
+
+class MetaTransfers:
+    """Shapes in, nothing out: a launch that read the device would fail here, for `meta` tensors hold no values."""
+
+    def upload(self, values: np.ndarray) -> torch.Tensor:
+        return torch.empty(values.shape, dtype=torch.from_numpy(values).dtype, device="meta")
+
+    def download(self, tensors: Sequence[torch.Tensor]) -> "MetaTransfers":
+        return self
+
+    def wait(self) -> Sequence[torch.Tensor]:
+        return ()
+
+
+def _runner(config: ModelConfig, cache: torch.dtype) -> DeviceRunner:
+    device = torch.device("meta")
+    decoder = Decoder(config, MetaWeights(config), WeightFormat.BF16, device)
+    sizes = (1, 4096, config.num_kv_heads, 32)
+    caches = allocate_kv_caches(*sizes, config.head_dim, cache, device)
+    scales = None if cache is torch.bfloat16 else allocate_kv_scales(*sizes, device)
+    return DeviceRunner(decoder, caches, scales, config.vocab_size, Limits(64, 8192), device, transfers=MetaTransfers())
+
+
+def _serve(runner: DeviceRunner) -> None:
+    """Launch steps of every kind: chunks, chunks beside decodes, decodes of several numbers, each kind of sampling."""
+    kinds = (
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.0, seed=1),
+        SamplingParams(temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, seed=2, logprobs=2, logit_bias={3: 1.0}),
+        SamplingParams(temperature=0.0, presence_penalty=0.5, repetition_penalty=1.1),
+    )
+    requests = []
+    for number in range(37):
+        request = Request(f"r{number}", tuple(range(1, 600)), kinds[number % 4], float(number))
+        request.block_table = list(range(40))
+        requests.append(request)
+    for step, chunk in enumerate((1, 7, 33, 64, 65, 599)):
+        prompt = [ScheduledRequest(requests[0], 0, chunk, True)]
+        runner.launch(Batch(step, tuple(prompt), ("r0",)))
+        decodes = [ScheduledRequest(each, 599, 1, True) for each in requests[1 : 1 + step * 6]]
+        runner.launch(Batch(step + 100, tuple(decodes + [ScheduledRequest(requests[0], 0, max(2, chunk), False)])))
+        if decodes:
+            runner.launch(Batch(step + 200, tuple(decodes)))
+
+
+def engine(capability: int, depth: str) -> Iterator[Case]:
+    """What the engine itself launches: its warm-up, then the same engine serving, which must compile nothing more."""
+    caches = {"Qwen3-0.6B": torch.bfloat16, "Llama-3.2-1B": torch.int8, "Llama-3.1-8B": torch.bfloat16}
+    for name, config in SHAPES.items():
+        runner = _runner(config, caches[name])
+        yield f"{name} warm-up", runner.warm_up
+        yield f"{name} serving", lambda runner=runner: _serve(runner)
+
+
 FAMILIES: dict[str, Callable[[int, str], Iterator[Case]]] = {
     "decode": decode,
     "prefill": prefill,
@@ -200,4 +284,5 @@ FAMILIES: dict[str, Callable[[int, str], Iterator[Case]]] = {
     "sampling": sampling,
     "linear": linear,
     "variants": variants,
+    "engine": engine,
 }

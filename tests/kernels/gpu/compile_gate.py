@@ -7,6 +7,7 @@ that names the target architecture, so each kernel is specialised exactly as a l
 with TRITON_INTERPRET set cannot compile: run this in its own.
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -24,6 +25,7 @@ from triton.runtime.jit import JITFunction
 sys.path.insert(0, str(Path(__file__).parent))
 import compile_cases
 
+from kernels import backend
 from kernels.gpu import tuning
 
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -46,6 +48,7 @@ class TargetDriver:
         return 0
 
 
+@functools.cache
 def resources(cubin: bytes) -> dict[str, int]:
     """Registers and stack bytes of one kernel; spilled registers lie on the stack."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -90,6 +93,7 @@ def compile_case(run) -> Iterator[dict[str, object]]:
 
 def main(capability: int, depth: str, families: list[str]) -> None:
     triton.runtime.driver.set_active(TargetDriver(capability))
+    backend.TRITON_DEVICES.add("meta")
     tuning.assumed_traits = tuning.DeviceTraits(capability, 132)
     report = []
     for family in families:

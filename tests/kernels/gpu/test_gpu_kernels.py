@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(900)
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 CHECKS = sorted(path.stem for path in (FOLDER / "checks").glob("check_*.py"))
-FAMILIES = ("decode", "prefill", "invariant", "elementwise", "sampling", "linear", "variants")
+FAMILIES = ("decode", "prefill", "invariant", "elementwise", "sampling", "linear", "variants", "engine")
 CAPABILITIES = (80, 89, 90, 100)
 # Shared memory one program may have, bytes: CUDA C++ Programming Guide, technical specifications by capability.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -147,6 +147,18 @@ def recompiled(case: dict[str, Any]) -> Iterator[str]:
             yield f"{name} was compiled {len(found)} times"
 
 
+def compiled_late(case: dict[str, Any], cases: list[dict[str, Any]]) -> Iterator[str]:
+    """Kernels of an engine serving that its warm-up had not compiled."""
+    model, _, phase = case["case"].rpartition(" ")
+    if phase != "serving" or "error" in case:
+        return
+    (warm,) = (each for each in cases if each["case"] == f"{model} warm-up")
+    ready = {kernel["hash"] for kernel in warm.get("kernels", ())}
+    for kernel in case["kernels"]:
+        if kernel["hash"] not in ready:
+            yield f"{model}: {kernel['kernel']}"
+
+
 def expect_within_budgets(child: Finished, capability: int, family: str) -> None:
     if child.status != 0:
         pytest.fail(f"the compile gate itself failed:\n{child.errors[-8000:]}", pytrace=False)
@@ -154,6 +166,9 @@ def expect_within_budgets(child: Finished, capability: int, family: str) -> None
     found = [f"{case['case']}: {fault}" for case in cases for fault in faults(capability, case)]
     if found:
         pytest.fail("\n".join(found), pytrace=False)
+    if family == "engine":
+        late = [fault for case in cases for fault in compiled_late(case, cases)]
+        assert not late, f"these kernels compile while requests wait: {late}"
     if family == "variants":
         again = [fault for case in cases for fault in recompiled(case)]
         assert not again, f"the size of the batch makes kernels compile while they serve: {again}"
