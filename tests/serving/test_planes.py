@@ -12,7 +12,8 @@ from carbon.planner import Strategy
 from power.controller import Mode
 from power.governors import CarbonFollow, DefaultGovernor, SloSlackGovernor, StaticGovernor
 from power.model_shape import model_shape
-from serving.planes import GridView, build_carbon, build_power, governor_of, undirected_classes
+from serving.planes import build_power, governor_of
+from serving.planes_carbon import GridView, build_carbon, undirected_classes
 from serving.policy.load import load_policy, parse_policy
 from serving.policy.model import Policy
 from serving.policy.power_section import Power
