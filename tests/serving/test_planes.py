@@ -145,20 +145,12 @@ def test_directives_tenants_and_undirected_classes_reach_the_plane() -> None:
     assert undirected_classes(None) == frozenset()
 
 
-def test_an_optimizer_the_server_does_not_carry_out_is_refused_by_name() -> None:
-    loaded = policy(CARBON + (DIRECTIVES % "carbon_budget").replace("quality_target: 0.99", "grams: 10"))
-    with pytest.raises(ValueError, match="carbon_budget is not carried out"):
-        build_carbon(loaded, now=lambda: NOW)
-
-
-def test_a_static_governor_under_carbon_follow_keeps_both(tmp_path: Path) -> None:
-    loaded = policy(
-        CARBON + "  power: {governor: static, static: {clock_mhz: 1400}, carbon_follow: {floor_fraction: 0.5}}\n"
-    )
-    plane = build_power("simulated:h100-sxm", model_shape("llama-3.1-8b"), loaded, max_running=8, max_step_tokens=256)
+def test_every_optimizer_of_the_policy_is_carried_out() -> None:
+    budgeted = policy(CARBON + (DIRECTIVES % "carbon_budget").replace("quality_target: 0.99", "grams: 10"))
+    plane = build_carbon(budgeted, now=lambda: NOW)
     assert plane is not None
-    governor = plane.controller.gpus[0].governor
-    assert isinstance(governor, CarbonFollow)
-    assert isinstance(governor.inner, StaticGovernor)
-    assert governor.floor_fraction == 0.5
-    plane.stop()
+    assert (plane.settings.plan.strategy, plane.settings.plan.budget_g) == (Strategy.CARBON_BUDGET, 10.0)
+    mix = "fixed\n    mix: [{level: L1, share: 0.25}, {level: L0, share: 0.75}]"
+    fixed = build_carbon(policy(CARBON + DIRECTIVES % mix), now=lambda: NOW)
+    assert fixed is not None
+    assert fixed.settings.plan.shares == (0.75, 0.25)
