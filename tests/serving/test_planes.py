@@ -154,3 +154,16 @@ def test_every_optimizer_of_the_policy_is_carried_out() -> None:
     fixed = build_carbon(policy(CARBON + DIRECTIVES % mix), now=lambda: NOW)
     assert fixed is not None
     assert fixed.settings.plan.shares == (0.75, 0.25)
+
+
+def test_a_static_governor_under_carbon_follow_keeps_both(tmp_path: Path) -> None:
+    loaded = policy(
+        CARBON + "  power: {governor: static, static: {clock_mhz: 1400}, carbon_follow: {floor_fraction: 0.5}}\n"
+    )
+    plane = build_power("simulated:h100-sxm", model_shape("llama-3.1-8b"), loaded, max_running=8, max_step_tokens=256)
+    assert plane is not None
+    governor = plane.controller.gpus[0].governor
+    assert isinstance(governor, CarbonFollow)
+    assert isinstance(governor.inner, StaticGovernor)
+    assert governor.floor_fraction == 0.5
+    plane.stop()
