@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbon.accounting import RequestEnergy, RequestFootprint, footprint
+from carbon.band_evidence import BandEvidence
+from carbon.budget_books import BudgetBooks
 from carbon.directives import (
     Message,
     Reason,
@@ -33,11 +37,11 @@ from carbon.directives import (
 )
 from carbon.energy_model import EnergyModel
 from carbon.evaluator.run import EvaluationResult
-from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision
+from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision, SproutSchedule
 from carbon.feed_chain import FeedChain
 from carbon.intensity import IntensityReading, Tier
 from carbon.plane_values import DirectiveDecision, Outcome, PlaneSettings, Tenant
-from carbon.planner import ClassState, MixPlan, Snapshot, Strategy, class_states, make_plan
+from carbon.planner import ClassState, MixPlan, PlanSettings, Snapshot, Strategy, class_states, make_plan
 from carbon.prompt_bands import BandModel
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
 from carbon.quality_book import QualityBook
@@ -54,7 +58,8 @@ ARRIVAL_HALF_LIFE_S = 6 * 3600.0
 
 
 class CarbonPlane:
-    """`classifier`, `bands`, `energy_model`, `quality` are what was learned before (None: start without)."""
+    """`classifier`, `bands`, `energy_model`, `quality`, `evidence` are what was learned before, `books` what was spent
+    of the budget's window (None: start without)."""
 
     def __init__(
         self,
@@ -65,6 +70,8 @@ class CarbonPlane:
         bands: Mapping[str, BandModel] | None = None,
         energy_model: EnergyModel | None = None,
         quality: QualityBook | None = None,
+        evidence: BandEvidence | None = None,
+        books: BudgetBooks | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -78,15 +85,17 @@ class CarbonPlane:
         for name, levels in (("energy model", self.energy_model.levels), ("quality book", self.quality.levels)):
             if levels != count:
                 raise ValueError(f"the {name} knows {levels} levels and the policy {count}; start without it")
+        self.evidence = evidence or BandEvidence(count)
         self._now = now
         self._draw = draw
         self._plan: MixPlan | None = None
         self._brief_plans: dict[float, MixPlan] = {}
+        self._floor_plans: dict[float, MixPlan] = {}
         self._window: deque[tuple[datetime, float]] = deque()
         self._arrivals: dict[str, float] = {}
         self._arrivals_at = now()
-        self._served: dict[str, Array] = {}
-        self._window_began = now()
+        self._began = now()
+        self.books = books or BudgetBooks(now())
         self._accounts = {
             name: TenantAccount(tenant.budget) for name, tenant in settings.tenants.items() if tenant.budget is not None
         }
@@ -131,9 +140,15 @@ class CarbonPlane:
             self._remember(hour, reading.intensity.g_per_kwh)
         snapshot = self.snapshot()
         shares = {tenant.budget.soft_share for tenant in self.settings.tenants.values() if tenant.budget is not None}
-        plan = await asyncio.to_thread(make_plan, snapshot, self.settings.plan)
-        brief = {share: await asyncio.to_thread(make_plan, snapshot, self.settings.plan, share) for share in shares}
-        self._plan, self._brief_plans = plan, brief
+        floors = {tenant.quality_floor for tenant in self.settings.tenants.values()} - {None}
+        settings = self.settings.plan
+        plan = await asyncio.to_thread(make_plan, snapshot, settings)
+        brief = {share: await asyncio.to_thread(make_plan, snapshot, settings, share) for share in shares}
+        floored = {}
+        for floor in floors:
+            assert floor is not None
+            floored[floor] = await asyncio.to_thread(make_plan, snapshot, _with_floor(settings, floor))
+        self._plan, self._brief_plans, self._floor_plans = plan, brief, floored
 
     def _remember(self, hour: datetime, g_per_kwh: float) -> None:
         if self._window and self._window[-1][0] >= hour:
@@ -150,9 +165,8 @@ class CarbonPlane:
         if forecast is not None:
             hourly = forecast.series.resampled(3600)
             ahead = tuple(point.g_per_kwh for point in hourly if point.start > now)[:HORIZON_H]
-        if now - self._window_began >= timedelta(hours=self.settings.plan.window_h):
-            self._served.clear()
-            self._window_began = now
+        window = timedelta(hours=self.settings.plan.window_h)
+        self.books.roll(now, window)
         return Snapshot(
             now=now,
             reading=self.chain.reading(),
@@ -160,8 +174,18 @@ class CarbonPlane:
             window=tuple(value for _, value in self._window),
             ahead=ahead,
             embodied_g_per_s=self.embodied_g_per_s or 0.0,
-            served={key: served.copy() for key, served in self._served.items()},
+            served={key: served.copy() for key, served in self.books.served.items()},
+            spent_g=self.books.grams,
+            hours_left=(self.books.began + window - now) / timedelta(hours=1),
+            requests_per_h_and_weight=self._hourly_rate(now),
         )
+
+    def _hourly_rate(self, now: datetime) -> float:
+        """Requests an hour behind one unit of arrival weight: weights fade, and are not full before some half-lives.
+        What came within less than an hour is taken for an hour's."""
+        elapsed_s = max((now - self._began).total_seconds(), 3600.0)
+        filled = 1.0 - math.exp(-math.log(2.0) * elapsed_s / ARRIVAL_HALF_LIFE_S)
+        return 3600.0 * math.log(2.0) / ARRIVAL_HALF_LIFE_S / filled
 
     def _classes(self) -> tuple[ClassState, ...]:
         """Every class there is evidence or traffic for, split into its bands where it has a band model."""
@@ -235,10 +259,13 @@ class CarbonPlane:
     def _plan_for(self, entry: Tenant, state: BudgetState) -> tuple[MixPlan | None, Reason]:
         if state is not BudgetState.WITHIN and entry.budget is not None:
             return self._brief_plans.get(entry.budget.soft_share, self._plan), Reason.BUDGET
-        if self._plan is not None and self._plan.strategy is Strategy.OFF:
+        plan = self._plan
+        if entry.quality_floor is not None:
+            plan = self._floor_plans.get(entry.quality_floor)
+        if plan is not None and plan.strategy is Strategy.OFF:
             return None, Reason.NO_PLAN
-        unknown = self._plan is not None and self._plan.tier is Tier.UNKNOWN
-        return self._plan, Reason.NO_INTENSITY if unknown else Reason.MIX
+        unknown = plan is not None and plan.tier is Tier.UNKNOWN
+        return plan, Reason.NO_INTENSITY if unknown else Reason.MIX
 
     def _class_of(self, entry: Tenant, prompt_text: str | None, declared: str | None) -> tuple[str, str, float | None]:
         named = declared or entry.prompt_class
@@ -295,8 +322,7 @@ class CarbonPlane:
         """Learn from a finished request: lengths, joules, arrivals, budgets, and its class where one was declared."""
         decision = outcome.decision
         self._count_arrival(decision.key)
-        served = self._served.setdefault(decision.key, np.zeros(len(self.settings.levels)))
-        served[decision.level] += 1.0
+        self.books.book(decision.key, decision.level, len(self.settings.levels), outcome.total_g)
         account = self._accounts.get(decision.tenant)
         if account is not None:
             account.charge(outcome.total_g, self._now())
@@ -330,7 +356,7 @@ class CarbonPlane:
 
     # Judging
 
-    def evaluation_due(self, schedule: ForecastSchedule | None = None) -> ScheduleDecision:
+    def evaluation_due(self, schedule: ForecastSchedule | SproutSchedule | None = None) -> ScheduleDecision:
         """Whether the quality evaluator should run now; with nothing judged yet it should."""
         schedule = schedule or ForecastSchedule()
         now, judged_at = self._now(), self.quality.judged_at
@@ -339,11 +365,16 @@ class CarbonPlane:
         age_h = (now - judged_at).total_seconds() / 3600.0
         g_per_kwh = self.chain.reading().g_per_kwh
         if g_per_kwh is None:
-            return ScheduleDecision(age_h >= schedule.max_age_h, "no carbon intensity: only age decides")
+            oldest_h = schedule.max_idle_h if isinstance(schedule, SproutSchedule) else schedule.max_age_h
+            return ScheduleDecision(age_h >= oldest_h, "no carbon intensity: only age decides")
+        if isinstance(schedule, SproutSchedule):
+            recent = self.snapshot().window
+            return schedule.decide(recent, sum(recent) / max(1, len(recent)), age_h)
         return schedule.decide(g_per_kwh, self.snapshot().ahead, age_h)
 
-    def learn_quality(self, result: EvaluationResult, fade: float = 0.97) -> None:
-        """Take in a run of the evaluator: older judgements weigh `fade` of what they did, lengths are learned too."""
+    async def learn_quality(self, result: EvaluationResult, fade: float = 0.97) -> None:
+        """Take in a run of the evaluator: older judgements weigh `fade` of what they did, lengths are learned too, and
+        the bands of each class are fitted anew (in a thread) and swapped in with their duels at once."""
         self.quality.fade(fade)
         self.quality.record(result.duels)
         self.quality.judged_at = self._now()
@@ -351,6 +382,19 @@ class CarbonPlane:
             self.energy_model.observe(
                 made.key, made.level, prompt_tokens=made.prompt_tokens, output_tokens=made.output_tokens
             )
+        if not result.judged:
+            return
+        self.evidence.add(result.judged)
+        models, counts = await asyncio.to_thread(self.evidence.fit)
+        for name in {*self.bands, *models}:
+            self.quality.set_bands(name, counts.get(name, []))
+        self.bands = models
 
     async def close(self) -> None:
         await self.chain.close()
+
+
+def _with_floor(settings: PlanSettings, floor: float) -> PlanSettings:
+    """The same for a tenant that was promised `floor` of L0's quality in every class."""
+    target = max(settings.target, floor)
+    return replace(settings, quality_floor=floor, class_floor=floor, target=target, floors={})

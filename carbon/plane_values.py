@@ -14,11 +14,13 @@ from carbon.tenant_budget import BudgetState, TenantBudget
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """What the policy says of a tenant; `prompt_class` declares the class of all its requests."""
+    """What the policy says of a tenant. `prompt_class` declares the class of all its requests; `quality_floor`: share
+    of L0's quality that its requests keep in every class, instead of the policy's."""
 
     rules: TenantRules = field(default_factory=TenantRules)
     budget: TenantBudget | None = None
     prompt_class: str | None = None
+    quality_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

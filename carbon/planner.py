@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from carbon.energy_model import USUAL_RATIOS, EnergyModel
 from carbon.intensity import IntensityReading, Tier
-from carbon.optimizer.budgeted import Exposure, plan_quality_budget
+from carbon.optimizer.budgeted import Exposure, Plan, plan_carbon_budget, plan_quality_budget
 from carbon.optimizer.classed import DEFAULT_CONFIDENCE, Band, ClassedPolicy, LevelCosts, classed_mixes, trailing_bounds
 from carbon.optimizer.mix import DirectiveMix, mix_of
 from carbon.optimizer.sprout import sprout_mix
@@ -37,14 +37,22 @@ class Strategy(enum.StrEnum):
     SPROUT = "sprout"
     CLASSED = "classed"
     BUDGETED = "budgeted"
+    CARBON_BUDGET = "carbon_budget"
+    FIXED = "fixed"
+
+
+_BUDGETS = (Strategy.BUDGETED, Strategy.CARBON_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """`tolerance`, `quality_floor`, `confidence`: see `ClassedPolicy`. The rest is for `budgeted`: `target` of L0's
-    quality over `window_h`, `class_floor` no class falls below, `fair` for a budget a class instead of a pool.
+    """`tolerance`, `quality_floor`, `confidence`: see `ClassedPolicy`. For `budgeted`: `target` of L0's quality over
+    `window_h`, `class_floor` no class falls below, `fair` for a budget a class instead of a pool. For
+    `carbon_budget`: `budget_g` over `window_h`, above `class_floor`. For `fixed`: `shares` of the levels, whatever the
+    grid. `floors`: of single classes, instead of `quality_floor` and `class_floor` where they are higher.
     `bound_quantiles`: of the trailing window, for the grid's clean and dirty end. `min_judged`: prompts judged at each
-    level before a class gets anything but L0."""
+    level before a class gets anything but L0. `declared`: quality of each level relative to L0's that the operator
+    vouches for, used by classes with less evidence than that; None: nothing is declared."""
 
     strategy: Strategy = Strategy.CLASSED
     tolerance: float = 0.1
@@ -56,6 +64,16 @@ class PlanSettings:
     window_h: float = 720.0
     bound_quantiles: tuple[float, float] = (0.0, 1.0)
     min_judged: float = 30.0
+    floors: Mapping[str, float] = field(default_factory=dict)
+    budget_g: float | None = None
+    shares: tuple[float, ...] | None = None
+    declared: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy is Strategy.CARBON_BUDGET and self.budget_g is None:
+            raise ValueError("a carbon budget needs budget_g")
+        if self.strategy is Strategy.FIXED and self.shares is None:
+            raise ValueError("a fixed mix needs the shares of its levels")
 
     @property
     def policy(self) -> ClassedPolicy:
@@ -77,7 +95,9 @@ class ClassState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours."""
+    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours;
+    `served`, `spent_g`, `hours_left`: requests by key and level, grams, and what remains of the budget's window.
+    `requests_per_h_and_weight`: what a unit of the classes' weight means in arrivals."""
 
     now: datetime
     reading: IntensityReading
@@ -86,6 +106,9 @@ class Snapshot:
     ahead: tuple[float, ...] = ()
     embodied_g_per_s: float = 0.0
     served: Mapping[str, Array] = field(default_factory=dict)
+    spent_g: float = 0.0
+    hours_left: float | None = None
+    requests_per_h_and_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +136,10 @@ def class_states(
     enough to choose a mix by, and marked `lengths` and `assumed`.
     """
     states = []
+    quality: dict[str, QualityEstimate] = {}
+    for name in dict.fromkeys(owners.values()):
+        keys = [key for key, owner in owners.items() if owner == name]
+        quality.update(zip(keys, book.estimates(keys)))
     for key, owner in owners.items():
         estimate = model.costs(key) or model.costs(owner)
         lengths = model.lengths(key) or model.lengths(owner)
@@ -125,7 +152,7 @@ def class_states(
         else:
             costs = estimate.costs
             method = "measured" if set(estimate.method) == {"measured"} else "estimated"
-        states.append(ClassState(key, owner, costs, book.estimate(key), max(weights.get(key, 0.0), 1e-6), method))
+        states.append(ClassState(key, owner, costs, quality[key], max(weights.get(key, 0.0), 1e-6), method))
     return tuple(states)
 
 
@@ -144,11 +171,9 @@ def make_plan(snapshot: Snapshot, settings: PlanSettings, share: float | None = 
     if g_per_kwh is None:
         notes.append("no carbon intensity: only levels that keep L0's full quality are used")
     kept = share if share is not None else _share(snapshot, settings, notes)
-    unjudged = [state.key for state in snapshot.classes if state.quality.observations < settings.min_judged]
-    if unjudged:
-        notes.append(f"at L0 until {settings.min_judged:g} prompts a level are judged: {', '.join(unjudged)}")
-        judged = tuple(state for state in snapshot.classes if state.key not in set(unjudged))
-        snapshot = dataclasses.replace(snapshot, classes=judged)
+    if settings.strategy is Strategy.FIXED and share is None:
+        return _fixed(snapshot, settings, notes)
+    snapshot = _with_evidence(snapshot, settings, notes)
     if settings.strategy is Strategy.OFF or not snapshot.classes:
         return MixPlan(
             snapshot.now, settings.strategy, {}, kept, g_per_kwh, snapshot.reading.tier, None, None, tuple(notes)
@@ -156,13 +181,13 @@ def make_plan(snapshot: Snapshot, settings: PlanSettings, share: float | None = 
     price = UNKNOWN_G_PER_KWH if g_per_kwh is None else g_per_kwh
     if settings.strategy is Strategy.SPROUT:
         mixes = _sprout(snapshot, kept, price)
-    elif settings.strategy is Strategy.BUDGETED and share is None and g_per_kwh is not None:
+    elif settings.strategy in _BUDGETS and share is None and g_per_kwh is not None:
         return _budgeted(snapshot, settings, price, notes)
     else:
-        mixes = _classed(snapshot.classes, kept, price, snapshot.embodied_g_per_s, settings.confidence)
+        mixes = _classed(snapshot, settings, kept, price)
     notes += sorted({mix.note for mix in mixes.values() if mix.note})
     static = _static_share(snapshot, settings, kept)
-    yardstick = _classed(snapshot.classes, static, price, snapshot.embodied_g_per_s, settings.confidence)
+    yardstick = _classed(snapshot, settings, static, price)
     return MixPlan(
         snapshot.now,
         settings.strategy,
@@ -198,20 +223,70 @@ def _static_share(snapshot: Snapshot, settings: PlanSettings, kept: float) -> fl
     return float(np.mean([settings.policy.share(g, lowest, highest) for g in snapshot.window]))
 
 
-def _classed(
-    classes: Sequence[ClassState], share: float, price: float, embodied: float, confidence: float
-) -> dict[str, DirectiveMix]:
-    grouped: dict[str, list[ClassState]] = {}
-    for state in classes:
-        grouped.setdefault(state.owner, []).append(state)
-    solved = classed_mixes(
-        {owner: [Band(s.costs, s.quality, s.weight) for s in states] for owner, states in grouped.items()},
-        g_per_kwh=price,
-        share=share,
-        embodied_g_per_s=embodied,
-        confidence=confidence,
+def _with_evidence(snapshot: Snapshot, settings: PlanSettings, notes: list[str]) -> Snapshot:
+    """The snapshot with the classes whose quality is known: judged often enough, else as declared, else left out."""
+    thin = {state.key for state in snapshot.classes if state.quality.observations < settings.min_judged}
+    if not thin:
+        return snapshot
+    names = ", ".join(sorted(thin))
+    if settings.declared is None:
+        notes.append(f"at L0 until {settings.min_judged:g} prompts a level are judged: {names}")
+        return dataclasses.replace(snapshot, classes=tuple(s for s in snapshot.classes if s.key not in thin))
+    notes.append(
+        f"by the quality the policy declares, fewer than {settings.min_judged:g} prompts being judged: {names}"
     )
-    return {state.key: mix for owner, states in grouped.items() for state, mix in zip(states, solved[owner])}
+    quality = _declared(settings.declared)
+    classes = tuple(dataclasses.replace(s, quality=quality) if s.key in thin else s for s in snapshot.classes)
+    return dataclasses.replace(snapshot, classes=classes)
+
+
+def _declared(relative: Sequence[float]) -> QualityEstimate:
+    """What the operator vouches for, in the duels' measure (L0 is 1/2), taken as certain."""
+    return QualityEstimate(np.array(relative) / 2.0, np.zeros((len(relative), len(relative))), 0.0)
+
+
+def _fixed(snapshot: Snapshot, settings: PlanSettings, notes: list[str]) -> MixPlan:
+    """The stated shares for every class, judged or not; what they are expected to do where that is known."""
+    assert settings.shares is not None
+    g_per_kwh = snapshot.reading.g_per_kwh
+    price = UNKNOWN_G_PER_KWH if g_per_kwh is None else g_per_kwh
+    mixes = {}
+    for state in snapshot.classes:
+        known = state.quality.observations >= settings.min_judged
+        quality = state.quality.mean if known else None
+        if quality is None and settings.declared is not None:
+            quality = _declared(settings.declared).mean
+        mixes[state.key] = mix_of(settings.shares, state.costs.grams(price, snapshot.embodied_g_per_s), quality)
+    saving = _saving(snapshot, mixes, price) if mixes else None
+    return MixPlan(
+        snapshot.now,
+        Strategy.FIXED,
+        mixes,
+        settings.quality_floor,
+        g_per_kwh,
+        snapshot.reading.tier,
+        saving,
+        # The mix never looks at the grid: it is its own yardstick.
+        saving,
+        tuple(notes),
+    )
+
+
+def _classed(snapshot: Snapshot, settings: PlanSettings, share: float, price: float) -> dict[str, DirectiveMix]:
+    grouped: dict[str, list[ClassState]] = {}
+    for state in snapshot.classes:
+        grouped.setdefault(state.owner, []).append(state)
+    mixes: dict[str, DirectiveMix] = {}
+    for owner, states in grouped.items():
+        solved = classed_mixes(
+            {owner: [Band(s.costs, s.quality, s.weight) for s in states]},
+            g_per_kwh=price,
+            share=max(share, settings.floors.get(owner, 0.0)),
+            embodied_g_per_s=snapshot.embodied_g_per_s,
+            confidence=settings.confidence,
+        )
+        mixes.update((state.key, mix) for state, mix in zip(states, solved[owner]))
+    return mixes
 
 
 def _sprout(snapshot: Snapshot, share: float, price: float) -> dict[str, DirectiveMix]:
@@ -240,23 +315,13 @@ def _budgeted(snapshot: Snapshot, settings: PlanSettings, price: float, notes: l
     costs = np.array([state.costs.energy_j for state in snapshot.classes]) / 3.6e6
     times = np.array([state.costs.time_s for state in snapshot.classes])
     grams = intensity[:, None, None] * costs + snapshot.embodied_g_per_s * times
-    volumes = np.tile(np.array([state.weight for state in snapshot.classes]), (len(intensity), 1))
+    rates = np.array([state.weight for state in snapshot.classes]) * snapshot.requests_per_h_and_weight
+    volumes = np.tile(rates, (len(intensity), 1))
     estimates = [state.quality for state in snapshot.classes]
-    names = sorted({state.owner for state in snapshot.classes})
-    owners = [names.index(state.owner) for state in snapshot.classes]
-    levels = grams.shape[2]
-    served = np.array([snapshot.served.get(state.key, np.zeros(levels)) for state in snapshot.classes])
-    plan = plan_quality_budget(
-        grams,
-        volumes,
-        estimates,
-        owners,
-        target=settings.target,
-        class_floor=settings.class_floor,
-        fair=settings.fair,
-        past=Exposure(served),
-        confidence=settings.confidence,
-    )
+    if settings.strategy is Strategy.CARBON_BUDGET:
+        plan = _within_grams(snapshot, settings, grams, volumes, notes)
+    else:
+        plan = _within_quality(snapshot, settings, grams, volumes)
     if plan.note:
         notes.append(plan.note)
     if not snapshot.ahead:
@@ -267,16 +332,62 @@ def _budgeted(snapshot: Snapshot, settings: PlanSettings, price: float, notes: l
         for i, state in enumerate(snapshot.classes)
     }
     base = float((volumes * grams[:, :, 0]).sum())
+    kept = settings.target if settings.strategy is Strategy.BUDGETED else settings.class_floor or 0.0
     return MixPlan(
         snapshot.now,
-        Strategy.BUDGETED,
+        settings.strategy,
         mixes,
-        settings.target,
+        kept,
         price,
         snapshot.reading.tier,
         1.0 - plan.grams / base if base > 0.0 else None,
         static,
         tuple(notes),
+    )
+
+
+def _owners(snapshot: Snapshot) -> tuple[list[str], list[int]]:
+    """Names of the classes, and the number of each state's own."""
+    names = sorted({state.owner for state in snapshot.classes})
+    return names, [names.index(state.owner) for state in snapshot.classes]
+
+
+def _class_floors(names: Sequence[str], settings: PlanSettings) -> list[float]:
+    return [max(settings.class_floor or 0.0, settings.floors.get(name, 0.0)) for name in names]
+
+
+def _within_quality(snapshot: Snapshot, settings: PlanSettings, grams: Array, volumes: Array) -> Plan:
+    names, owners = _owners(snapshot)
+    served = [snapshot.served.get(state.key, np.zeros(grams.shape[2])) for state in snapshot.classes]
+    floored = settings.class_floor is not None or bool(settings.floors)
+    return plan_quality_budget(
+        grams,
+        volumes,
+        [state.quality for state in snapshot.classes],
+        owners,
+        target=settings.target,
+        class_floor=_class_floors(names, settings) if floored else None,
+        fair=settings.fair,
+        past=Exposure(np.array(served)),
+        confidence=settings.confidence,
+    )
+
+
+def _within_grams(snapshot: Snapshot, settings: PlanSettings, grams: Array, volumes: Array, notes: list[str]) -> Plan:
+    """What is left of the budget is spread over what is left of the window, hour by hour; the horizon gets its part."""
+    assert settings.budget_g is not None
+    names, owners = _owners(snapshot)
+    left_g = settings.budget_g - snapshot.spent_g
+    left_h = max(settings.window_h if snapshot.hours_left is None else snapshot.hours_left, 1.0)
+    allowed_g = max(0.0, left_g) * min(1.0, len(grams) / left_h)
+    notes.append(f"{max(0.0, left_g):.4g} g of {settings.budget_g:.4g} g are left for {left_h:.0f} h")
+    return plan_carbon_budget(
+        grams,
+        volumes,
+        [state.quality for state in snapshot.classes],
+        owners,
+        budget_g=allowed_g,
+        class_floor=_class_floors(names, settings),
     )
 
 

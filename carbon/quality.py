@@ -81,6 +81,25 @@ def from_duels(wins: Sequence[float], ties: Sequence[float], losses: Sequence[fl
     return QualityEstimate(mean, np.diag(np.concatenate(([0.0], variance))), float(observed.min(initial=np.inf)))
 
 
+def shrunk_duels(counts: NDArray[np.float64]) -> list[QualityEstimate]:
+    """Estimates of several groups of one class from duels, `counts` `[G, L - 1, 3]` of wins, ties and losses of each
+    level against L0, drawn towards the class as `shrunk_choices` draws choices, level by level."""
+    table = np.asarray(counts, dtype=np.float64)
+    groups, levels = table.shape[:2]
+    means, variances = np.full((groups, levels + 1), 0.5), np.zeros((groups, levels + 1))
+    for level in range(levels):
+        for group, outcome in enumerate(shrunk_choices(table[:, level])):
+            win, tie = float(outcome.mean[0]), float(outcome.mean[1])
+            value = np.array([1.0, 0.5, 0.0])
+            means[group, level + 1] = win + tie / 2.0
+            variances[group, level + 1] = float(value @ outcome.covariance @ value)
+    observed = table.sum(axis=2)
+    return [
+        QualityEstimate(means[group], np.diag(variances[group]), float(observed[group].min(initial=np.inf)))
+        for group in range(groups)
+    ]
+
+
 def shrunk_choices(counts: NDArray[np.float64]) -> list[QualityEstimate]:
     """Estimates of several groups of one class, `counts` `[G, L]`, drawn towards the class by empirical Bayes.
 

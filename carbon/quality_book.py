@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbon.intensity import as_utc
-from carbon.quality import QualityEstimate, from_duels
+from carbon.quality import QualityEstimate, from_duels, shrunk_duels
 
 Array = NDArray[np.float64]
 
@@ -60,6 +60,21 @@ class QualityBook:
         """An unknown key gives the estimate without evidence, which no floor with confidence trusts."""
         counts = self._counts.get(key, self._empty())
         return from_duels(counts[:, 0].tolist(), counts[:, 1].tolist(), counts[:, 2].tolist())
+
+    def estimates(self, keys: Sequence[str]) -> list[QualityEstimate]:
+        """Of the bands of one class together, drawn towards the class; of a single key as it is."""
+        if len(keys) == 1:
+            return [self.estimate(keys[0])]
+        return shrunk_duels(np.array([self._counts.get(key, self._empty()) for key in keys]))
+
+    def set_bands(self, name: str, counts: Sequence[Array]) -> None:
+        """Put the duels of a class's bands, `[L - 1, 3]` each, in the place of those counted for earlier bands."""
+        for key in [key for key in self._counts if key.startswith(f"{name}/")]:
+            del self._counts[key]
+        for number, table in enumerate(counts):
+            if table.shape != (self.levels - 1, 3):
+                raise ValueError(f"counts of {name!r} must be [{self.levels - 1}, 3], got {table.shape}")
+            self._counts[f"{name}/{number}"] = table.copy()
 
     def duels(self, key: str) -> float:
         """Judged prompts behind the least judged level of a key."""

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from carbon.band_evidence import BandEvidence
+from carbon.budget_books import BudgetBooks
 from carbon.energy_model import EnergyModel
 from carbon.prompt_bands import BandModel
 from carbon.prompt_classes import PromptClassifier
@@ -21,6 +24,8 @@ ENERGY_FILE = "energy.json"
 QUALITY_FILE = "quality.json"
 CLASSIFIER_FILE = "classifier.zip"
 BANDS_FILE = "bands.npz"
+EVIDENCE_FILE = "judged.npz"
+BOOKS_FILE = "budget.json"
 
 
 @dataclass(slots=True)
@@ -29,6 +34,8 @@ class LearnedState:
     quality: QualityBook
     classifier: PromptClassifier | None = None
     bands: dict[str, BandModel] = field(default_factory=dict)
+    evidence: BandEvidence | None = None
+    books: BudgetBooks | None = None
 
     def save(self, folder: Path) -> None:
         """Write every part, each in one step, so that a crash leaves the old one."""
@@ -39,6 +46,12 @@ class LearnedState:
             self.classifier.save(folder / CLASSIFIER_FILE)
         if self.bands:
             _write_bands(folder / BANDS_FILE, self.bands)
+        else:
+            (folder / BANDS_FILE).unlink(missing_ok=True)
+        if self.evidence is not None and len(self.evidence):
+            self.evidence.save(folder / EVIDENCE_FILE)
+        if self.books is not None:
+            _write_json(folder / BOOKS_FILE, self.books.state())
 
 
 def load_state(folder: Path, levels: int) -> LearnedState:
@@ -57,6 +70,13 @@ def load_state(folder: Path, levels: int) -> LearnedState:
         state.classifier = PromptClassifier.load(folder / CLASSIFIER_FILE)
     if (folder / BANDS_FILE).is_file():
         state.bands = _read_bands(folder / BANDS_FILE)
+    if (folder / EVIDENCE_FILE).is_file():
+        state.evidence = BandEvidence.load(folder / EVIDENCE_FILE)
+        if state.evidence.levels != levels:
+            raise ValueError(f"{folder / EVIDENCE_FILE} knows {state.evidence.levels} directive levels; delete it")
+    books = _read_json(folder / BOOKS_FILE)
+    if books is not None:
+        state.books = BudgetBooks.from_state(books, levels)
     return state
 
 
@@ -90,7 +110,7 @@ def _write_bands(path: Path, bands: Mapping[str, BandModel]) -> None:
 
 def _read_bands(path: Path) -> dict[str, BandModel]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if int(archive["version"]) != VERSION:
                 raise ValueError("it was written for another version")
             bands = {}
@@ -99,6 +119,6 @@ def _read_bands(path: Path) -> dict[str, BandModel]:
                 if weights.shape != (FEATURES,) or not np.all(np.isfinite(weights)) or not np.all(np.isfinite(cuts)):
                     raise ValueError(f"the weights of {name!r} cannot be used")
                 bands[str(name)] = BandModel(weights, float(cuts[0]), cuts[1:])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path} is not a band model: {error}; delete it to start anew") from None
     return bands

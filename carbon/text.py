@@ -69,8 +69,9 @@ def evaluation_lines(
         yield f"{name:24} {levels[number]}  {score:5.1f} % of L0's quality  {verdict}"
     cost = result.cost
     grams = f"{cost.energy_j:.1f} J, {cost.grams:.3f} gCO2e"
-    if cost.unreported:
-        grams = f"joules and grams not reported for {cost.unreported} of them"
+    missing = max(cost.unreported, cost.without_grams)
+    if missing:
+        grams = f"joules and grams not reported for {missing} of them"
     yield f"own cost: {cost.generations} answers, {cost.output_tokens} tokens, {grams}"
     if judge is not None:
         yield f"judge: {judge.calls} calls, {judge.prompt_tokens + judge.output_tokens} tokens"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
+
+from msgspec import ValidationError, convert
 
 from carbon.intensity import CarbonIntensity
 from carbon.quality import z_score
@@ -18,9 +22,11 @@ from serving import admin_schema as schema
 from serving.admin_context import AdminContext
 from serving.admin_errors import shown
 from serving.control_plane import ControlPlane
+from serving.ledger.reader import Row
 from serving.ledger.rows import HoldRow
-from serving.planes import SteeredCarbonPlane
+from serving.planes_carbon import SteeredCarbonPlane
 from serving.policy.store import Active
+from serving.quality_evaluator import QualityEvaluator
 
 CONFIDENCE = 0.95
 """One-sided: the interval shown holds 90 %."""
@@ -346,8 +352,11 @@ def plan_of(plane: SteeredCarbonPlane) -> schema.PlanState | None:
     )
 
 
-def evaluator_of(plane: SteeredCarbonPlane) -> schema.EvaluatorState:
-    due, book = plane.evaluation_due(), plane.quality
+def evaluator_of(
+    plane: SteeredCarbonPlane, evaluator: QualityEvaluator, prompts: Mapping[str, int], past: Sequence[Row]
+) -> schema.EvaluatorState:
+    """`prompts`: kept, by class. `past`: audit rows of earlier runs, newest first; those of this process come first."""
+    due, book = evaluator.due(), plane.quality
     ids = plane.settings.levels.ids
     entries = []
     for key in book.keys:
@@ -366,7 +375,23 @@ def evaluator_of(plane: SteeredCarbonPlane) -> schema.EvaluatorState:
                     high=relative + reach if relative is not None else None,
                 )
             )
-    return schema.EvaluatorState(due.run, due.reason, unix_s(book.judged_at), entries)
+    runs = [convert(asdict(run), schema.EvaluatorRunState) for run in reversed(evaluator.runs)]
+    earliest = min((run.started_unix_s for run in runs), default=math.inf)
+    for row in past:
+        with contextlib.suppress(ValidationError):
+            run = convert(_parsed(row["inputs"]), schema.EvaluatorRunState)
+            if run.started_unix_s < earliest:
+                runs.append(run)
+    return schema.EvaluatorState(
+        due=due.run,
+        reason=due.reason,
+        judged_unix_s=unix_s(book.judged_at),
+        quality=entries,
+        running=evaluator.running,
+        waiting_for=evaluator.waiting_for,
+        prompts=dict(prompts),
+        runs=runs,
+    )
 
 
 def feeds_of(plane: SteeredCarbonPlane) -> schema.FeedList:

@@ -14,6 +14,8 @@ from serving.holds import Holds
 from serving.jobs import Jobs
 from serving.latency_window import LatencyWindow
 from serving.ledger_access import Ledger
+from serving.prompt_keeper import PromptKeeper
+from serving.quality_evaluator import QualityEvaluator
 from serving.service import InferenceService
 from serving.tenants_budgets import BudgetBook
 from serving.tenants_keys import KeyRing
@@ -32,6 +34,8 @@ class AdminContext:
     totals: EnergyTotals
     budgets: BudgetBook
     jobs: Jobs
+    evaluator: QualityEvaluator
+    keeper: PromptKeeper | None = None
     keys: KeyRing | None = None
     override: str | None = None
     version: str = field(default_factory=lambda: metadata.version("gridserve"))

@@ -17,7 +17,7 @@ from serving.admin_errors import AdminError
 from serving.admin_http import answer, answers, body_of
 from serving.holds import HoldsUnavailableError
 from serving.ledger.rows import HoldRow
-from serving.planes import SteeredCarbonPlane
+from serving.planes_carbon import SteeredCarbonPlane
 from serving.tenants_keys import KeyEntry, KeyRing
 
 DAY_S = 86_400.0
@@ -65,7 +65,7 @@ def supply_router(context: AdminContext) -> APIRouter:
 
     @router.get("/evaluator", **answers(schema.EvaluatorState, 404))
     async def evaluator() -> Response:
-        return answer(answers_of.evaluator_of(carbon_of(context)))
+        return answer(await _evaluator(context))
 
     @router.get("/budgets", **answers(schema.BudgetList))
     async def budgets() -> Response:
@@ -89,6 +89,13 @@ def supply_router(context: AdminContext) -> APIRouter:
         return answer(schema.JobList(found))
 
     return router
+
+
+async def _evaluator(context: AdminContext) -> schema.EvaluatorState:
+    plane, ledger, keeper = carbon_of(context), context.ledger, context.keeper
+    past = await asyncio.to_thread(ledger.reader.audit, kind="evaluation", limit=20) if ledger is not None else []
+    prompts = await keeper.counts() if keeper is not None else {}
+    return answers_of.evaluator_of(plane, context.evaluator, prompts, past)
 
 
 async def _history(context: AdminContext) -> list[schema.ForecastPoint]:
@@ -139,6 +146,20 @@ def operate_router(context: AdminContext) -> APIRouter:
             raise AdminError(404, str(error)) from None
         await context.sampler.refresh()
         return answer(schema.HoldAnswer(None, []))
+
+    @router.post("/evaluator/run", **answers(schema.EvaluatorState, 404, 409, 422, takes=schema.Reason))
+    async def judge(request: Request) -> Response:
+        carbon_of(context)
+        body = await body_of(request, schema.Reason)
+        if not body.reason.strip():
+            raise AdminError(422, "give a reason; it is kept in the audit")
+        if context.evaluator.running:
+            raise AdminError(409, "a run is under way; see GET /api/v1/evaluator")
+        try:
+            await context.evaluator.begin(body.reason, principal_of(request).name)
+        except (ValueError, OSError) as error:
+            raise AdminError(422, str(error)) from None
+        return answer(await _evaluator(context), 202)
 
     @router.post("/feeds/refresh", **answers(schema.FeedList, 404))
     async def refresh(request: Request) -> Response:

@@ -25,7 +25,7 @@ from serving.live_series import help_of, spec_of
 
 MAX_POINTS = 2000
 MAX_SERIES = 16
-KINDS = ("decision", "actuation", "restore", "hold", "release", "policy", "access", "alarm")
+KINDS = ("decision", "actuation", "restore", "hold", "release", "policy", "access", "alarm", "evaluation")
 _RANGE = (
     ("since_unix_s", "number", "from this moment on"),
     ("until_unix_s", "number", "up to this moment"),

@@ -296,8 +296,8 @@ class RequestPage(Struct):
 
 
 class AuditRow(Struct):
-    """`kind`: decision, actuation, restore, hold, release, policy, access or alarm. `asked`, `read_back`, `inputs` are
-    JSON values."""
+    """`kind`: decision, actuation, restore, hold, release, policy, access, alarm or evaluation. `asked`, `read_back`,
+    `inputs` are JSON values."""
 
     seq: int
     at_unix_s: float
@@ -611,11 +611,44 @@ class QualityEntry(Struct):
     high: float | None
 
 
+class EvaluatorRunState(Struct):
+    """A finished run of the evaluator, with what it cost itself: answers it had made (`joules`, `grams`) and its judge
+    (`judge_*`; `judge_cost` in the currency of the policy's prices). Joules and grams are null where not all are known.
+    """
+
+    started_unix_s: float
+    finished_unix_s: float
+    reason: str
+    judge: str
+    judged: int
+    verdicts: dict[str, str]
+    ended_by: str
+    generations: int
+    joules: float | None
+    grams: float | None
+    judge_calls: int
+    judge_joules: float | None
+    judge_grams: float | None
+    judge_cost: float
+    failures: int
+    inconsistent: int
+    unreadable: int
+    spared: int
+    error: str | None = None
+
+
 class EvaluatorState(Struct):
+    """`prompts`: kept for judging, by class. `waiting_for`: why a run that is due does not begin. `runs`: newest
+    first."""
+
     due: bool
     reason: str
     judged_unix_s: float | None
     quality: list[QualityEntry]
+    running: bool
+    waiting_for: str | None
+    prompts: dict[str, int]
+    runs: list[EvaluatorRunState]
 
 
 class CarbonState(Struct):

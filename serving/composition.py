@@ -27,6 +27,8 @@ from serving.ledger.engine import Location
 from serving.ledger_access import Ledger, open_ledger
 from serving.openai_responses import EnergyUsage
 from serving.planes import build_power, shape_of
+from serving.prompt_keeper import PromptKeeper
+from serving.quality_evaluator import QualityEvaluator
 from serving.request_log import Finished, RequestLog, row_of
 from serving.server_jobs import add_jobs
 from serving.server_options import ServerOptions
@@ -54,7 +56,9 @@ class Parts:
     budgets: BudgetBook
     jobs: Jobs
     log: RequestLog
+    keeper: PromptKeeper | None = None
     engine: EngineClientProtocol | None = None
+    evaluator: QualityEvaluator | None = None
 
     def may_run(self) -> bool:
         """Whether low-priority work may run now: the policy admits it and nobody waits for the engine."""
@@ -143,7 +147,10 @@ def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:
         jobs = Jobs(lambda name, text: alarms.stand("jobs", text, name))
         budgets = BudgetBook(control.tenant)
         log = RequestLog(steering, (latency.settled, totals.settled, budgets.settled))
-        parts = Parts(options, alarms, ledger, steering, control, latency, totals, budgets, jobs, log)
+        keeper = None
+        if options.learned is not None:
+            keeper = PromptKeeper(options.learned, control.keep_prompt, lambda text: alarms.stand("prompts", text))
+        parts = Parts(options, alarms, ledger, steering, control, latency, totals, budgets, jobs, log, keeper)
         log.also(parts.settled)
         control.brief_for_budget = parts.brief_for_budget
     except BaseException:
@@ -176,7 +183,9 @@ def serve_with(parts: Parts, engine: EngineClientProtocol, text: TextProtocol) -
         keep_text=control.keep_text,
         policy_mode=lambda: control.mode,
         on_finished=parts.latency.ended,
+        on_answered=parts.keeper.offer if parts.keeper is not None else lambda run: None,
     )
+    parts.evaluator = QualityEvaluator(control, service, parts.keeper)
     metrics = service.metrics
     sampler = Sampler(
         control, engine, parts.latency, parts.totals, lambda: metrics.generated_tokens, options.powerd_socket
@@ -193,6 +202,8 @@ def serve_with(parts: Parts, engine: EngineClientProtocol, text: TextProtocol) -
         totals=parts.totals,
         budgets=parts.budgets,
         jobs=parts.jobs,
+        evaluator=parts.evaluator,
+        keeper=parts.keeper,
         keys=options.keys,
         override=options.override,
     )

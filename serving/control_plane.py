@@ -32,22 +32,18 @@ from serving.alarms import AlarmBoard, AlarmNote
 from serving.ledger.policy_log import LedgerPolicyLog
 from serving.ledger.rows import AuditEntry, Record
 from serving.ledger_access import Ledger
-from serving.planes import (
+from serving.planes import power_in_force, row_of, slo_of, steered_governor, twin_of
+from serving.planes_carbon import (
     GridView,
     SteeredCarbonPlane,
     build_carbon,
     build_chain,
     carbon_settings,
-    power_in_force,
-    row_of,
     same_feeds,
-    slo_of,
-    steered_governor,
-    twin_of,
     undirected_classes,
 )
 from serving.policy.checks import DeviceRange
-from serving.policy.directives_section import Tenant
+from serving.policy.directives_section import Evaluator, Tenant
 from serving.policy.effective import AUTO, BandState, Effective, Situation, band_at, effective
 from serving.policy.model import Policy
 from serving.policy.power_section import Power
@@ -70,6 +66,8 @@ class _Applied:
     policy: Policy
     mode: str
     now: Effective
+    floors: dict[str, float | None]
+    """The floor of quality of each tenant, by the rules that name it."""
 
 
 class ControlPlane:
@@ -170,6 +168,29 @@ class ControlPlane:
         if spec.ledger.store_prompt_text:
             return True
         return any(known.name == tenant and known.store_prompt_text for known in spec.tenants)
+
+    @property
+    def evaluator(self) -> Evaluator | None:
+        """What the policy in force says of judging; None where there is nothing to judge."""
+        directives = self._applied.policy.spec.directives if self._applied is not None else None
+        if directives is None or len(directives.levels) < 2 or self.carbon is None:
+            return None
+        return directives.evaluator
+
+    def keep_prompt(self, tenant: str | None) -> bool | None:
+        """Whether the tenant's prompts are kept for judging; None where nobody's are."""
+        evaluator = self.evaluator
+        if evaluator is None or not evaluator.enabled or self._applied is None:
+            return None
+        agreed = {known.name for known in self._applied.policy.spec.tenants if known.keep_prompts}
+        if not evaluator.keep_prompts and not agreed:
+            return None
+        return evaluator.keep_prompts or tenant in agreed
+
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether anybody agreed that prompts are kept for judging."""
+        return self.keep_prompt(None) is not None
 
     # Writing down
 
@@ -284,7 +305,7 @@ class ControlPlane:
             if active is None:
                 return
             self._band = self._band_now(active.policy)
-            wanted = _Applied(active.policy, active.mode, self._effective(active.policy))
+            wanted = self._wanted(active)
             if wanted == self._applied or (wanted == self._failed and time.monotonic() < self._retry_s):
                 return
             try:
@@ -302,6 +323,11 @@ class ControlPlane:
                 active.policy.short_revision, undirected_classes(active.policy), self._directive_of
             )
             self._say_held_back(active)
+
+    def _wanted(self, active: Active) -> _Applied:
+        policy = active.policy
+        floors = {tenant.name: self._effective(policy, tenant.name).quality_floor for tenant in policy.spec.tenants}
+        return _Applied(policy, active.mode, self._effective(policy), floors)
 
     def _say_held_back(self, active: Active) -> None:
         held = f"runs in {active.mode} instead of enforce: {active.held_back}" if active.held_back else None
@@ -379,7 +405,7 @@ class ControlPlane:
             self.steering.carbon = plane
             await self._restart_grid(plane)
             return
-        settings = carbon_settings(policy, enforce=enforce, now=wanted.now)
+        settings = carbon_settings(policy, enforce=enforce, now=wanted.now, floors=wanted.floors)
         chain, retired = None, None
         if not same_feeds(serving, carbon):
             chain = self._take_prepared(policy) or await asyncio.to_thread(
@@ -505,4 +531,5 @@ class ControlPlane:
         if plane is None or self.learned is None:
             return
         with self._lock:
-            LearnedState(plane.energy_model, plane.quality, plane.classifier, plane.bands).save(self.learned)
+            learned = (plane.energy_model, plane.quality, plane.classifier, plane.bands, plane.evidence, plane.books)
+            LearnedState(*learned).save(self.learned)

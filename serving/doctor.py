@@ -156,7 +156,7 @@ def check_policy(subject: Subject) -> Iterator[Check]:
         return
     from datetime import UTC, datetime
 
-    from serving.planes import build_chain
+    from serving.planes_carbon import build_chain
 
     try:
         chain = build_chain(carbon, Path(), lambda: datetime.now(UTC))

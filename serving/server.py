@@ -142,10 +142,14 @@ async def _stop(
     for task in background:
         task.cancel()
     parts.jobs.stop()
+    if parts.evaluator is not None:
+        await parts.evaluator.close()
     await parts.control.close()
     if parts.steering.power is not None:
         await asyncio.to_thread(parts.steering.power.stop)
     parts.log.sweep(everything=True)
+    if parts.keeper is not None:
+        await asyncio.to_thread(parts.keeper.close)
     if parts.ledger is not None:
         await asyncio.to_thread(parts.ledger.close)
     await engine.close()

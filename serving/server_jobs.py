@@ -14,7 +14,7 @@ DAY_S = 86_400.0
 
 
 def add_jobs(parts: Parts) -> None:
-    """Feeds and plan as a safety net beside the plane's own loop, forecast, budgets, keys, retention."""
+    """Feeds and plan as a safety net beside the plane's own loop, forecast, budgets, keys, retention, evaluator."""
     control, jobs = parts.control, parts.jobs
 
     async def feeds() -> None:
@@ -44,6 +44,16 @@ def add_jobs(parts: Parts) -> None:
             await asyncio.to_thread(ledger.writer.prune, time.time_ns() // 1000)
 
         jobs.add("retention", retention, every_s=DAY_S, timeout_s=HOUR_S, first_s=600.0, jitter_s=300.0)
+    evaluator, keeper = parts.evaluator, parts.keeper
+    if evaluator is not None:
+        jobs.add("evaluator", evaluator.turn, every_s=900.0, timeout_s=6 * HOUR_S, first_s=60.0, jitter_s=30.0)
+    if keeper is not None:
+
+        async def prompts() -> None:
+            if not control.keeps_prompts and control.applied is not None:
+                await keeper.forget_all()
+
+        jobs.add("prompts", prompts, every_s=HOUR_S, timeout_s=60.0, first_s=30.0)
     if parts.options.learned is not None:
 
         async def learned() -> None:

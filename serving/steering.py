@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 Directed = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 # A pace is told to the engine when it has moved by more than this; steps differ that much by themselves.
 PACE_STEP = 0.02
+EVALUATOR = "gridserve-evaluator"
+"""Whose name the quality evaluator's own requests carry; they teach nothing of the traffic."""
 
 
 class Steering:
@@ -171,7 +173,7 @@ class Steering:
 
     def learn(self, run: Run) -> None:
         """Tell the carbon plane what a finished request took."""
-        if self.carbon is None or run.decision is None:
+        if self.carbon is None or run.decision is None or run.caller.key_name == EVALUATOR:
             return
         try:
             charged, _ = self._charged([self._energies.get(one.request_id) for one in run.generations])

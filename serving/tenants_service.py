@@ -18,9 +18,10 @@ from serving.prompts import Prompt
 from serving.request_log import Finished, RequestLife, RequestLog, finished_of
 from serving.service import Caller, InferenceService, Run
 from serving.settings import ApiSettings
-from serving.steering import Steering
+from serving.steering import EVALUATOR, Steering
 from serving.text import TextProtocol
 
+HTTP_OK = 200
 CLIENT_CLOSED = 499
 
 
@@ -52,7 +53,8 @@ class WatchedRun(Run):
 
 
 class TenantService(InferenceService):
-    """`keep_text`: whether a tenant agreed to have prompts and answers kept. `policy_mode`: of the policy in force."""
+    """`keep_text`: whether a tenant agreed to have prompts and answers kept. `policy_mode`: of the policy in force.
+    `on_answered`: told of each request of a client that was answered."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class TenantService(InferenceService):
         keep_text: Callable[[str | None], bool] = lambda tenant: False,
         policy_mode: Callable[[], str | None] = lambda: None,
         on_finished: Callable[[Finished], None] = lambda finished: None,
+        on_answered: Callable[[Run], None] = lambda run: None,
     ) -> None:
         super().__init__(engine, text, settings, steering)
         self._log = log
@@ -73,6 +76,7 @@ class TenantService(InferenceService):
         self._keep_text = keep_text
         self._policy_mode = policy_mode
         self._on_finished = on_finished
+        self._on_answered = on_answered
 
     @asynccontextmanager
     async def run(
@@ -94,7 +98,7 @@ class TenantService(InferenceService):
             self.metrics.rejected(error.status)
             raise
         begun: Run | None = None
-        status = 200
+        status = HTTP_OK
         try:
             async with super().run(
                 body,
@@ -126,6 +130,8 @@ class TenantService(InferenceService):
         finished = finished_of(run, run.life, status, self._policy_mode(), time.monotonic(), with_text)
         self._on_finished(finished)
         self._log.finish(finished)
+        if status == HTTP_OK and run.caller.key_name != EVALUATOR:
+            self._on_answered(run)
 
     async def _plan(
         self,

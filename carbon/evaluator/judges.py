@@ -25,7 +25,8 @@ class CostCapReachedError(Exception):
 
 @dataclass(slots=True)
 class JudgeCost:
-    """What judging has cost so far; joules and grams only where the endpoint reports them (`unreported` counts)."""
+    """What judging has cost so far; joules and grams only where the endpoint reports them: `unreported` calls came
+    without joules, `without_grams` without grams."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -34,6 +35,7 @@ class JudgeCost:
     energy_j: float = 0.0
     grams: float = 0.0
     unreported: int = 0
+    without_grams: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ class ModelJudge:
         cost.output_tokens += answer.output_tokens
         price = answer.prompt_tokens * self._cap.prompt_price + answer.output_tokens * self._cap.output_price
         cost.money += price / 1e6
-        if answer.energy_j is None or answer.grams is None:
-            cost.unreported += 1
+        cost.unreported += answer.energy_j is None
+        cost.without_grams += answer.grams is None
         cost.energy_j += answer.energy_j or 0.0
         cost.grams += answer.grams or 0.0
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from carbon.band_evidence import JudgedPrompt
 from carbon.directives import DirectiveLevel, LevelSet, insert_directive
 from carbon.evaluator.endpoints import Answer, Endpoint, EndpointError
 from carbon.evaluator.judges import CostCapReachedError, Judge
@@ -17,10 +18,12 @@ from carbon.quality_book import Duel
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """`share`: of L0's quality a level must keep; `alpha`: error of each level's test; `max_prompts` a class."""
+    """`share`: of L0's quality a level must keep; `alpha`: error of each level's test; `min_prompts`, `max_prompts`:
+    judged of a class at each level, whatever the tests say, as far as there are prompts."""
 
     share: float = 0.95
     alpha: float = 0.1
+    min_prompts: int = 30
     max_prompts: int = 200
     max_tokens: int = 1024
     directive_in_field: bool = False
@@ -28,7 +31,8 @@ class EvaluationPlan:
 
 @dataclass(slots=True)
 class RunCost:
-    """The evaluator's own generations (the judge counts its own). Joules and grams where the endpoint reports them."""
+    """The evaluator's own generations (the judge counts its own). Joules and grams where the endpoint reports them;
+    `unreported` answers came without joules, `without_grams` without grams."""
 
     generations: int = 0
     prompt_tokens: int = 0
@@ -36,14 +40,15 @@ class RunCost:
     energy_j: float = 0.0
     grams: float = 0.0
     unreported: int = 0
+    without_grams: int = 0
     failures: int = 0
 
     def add(self, answer: Answer) -> None:
         self.generations += 1
         self.prompt_tokens += answer.prompt_tokens
         self.output_tokens += answer.output_tokens
-        if answer.energy_j is None or answer.grams is None:
-            self.unreported += 1
+        self.unreported += answer.energy_j is None
+        self.without_grams += answer.grams is None
         self.energy_j += answer.energy_j or 0.0
         self.grams += answer.grams or 0.0
 
@@ -65,6 +70,7 @@ class EvaluationResult:
 
     duels: list[Duel] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
+    judged: list[JudgedPrompt] = field(default_factory=list)
     verdicts: dict[tuple[str, int], Verdict] = field(default_factory=dict)
     cost: RunCost = field(default_factory=RunCost)
     inconsistent: int = 0
@@ -99,7 +105,7 @@ async def evaluate(
     try:
         while any(queues.values()):
             for name, queue in queues.items():
-                open_levels = [n for n in range(1, len(levels)) if tests[name, n].verdict() is Verdict.OPEN]
+                open_levels = [n for n in range(1, len(levels)) if _is_open(tests[name, n], plan)]
                 if not queue or not open_levels:
                     result.spared += len(queue) * (len(levels) - 1)
                     queue.clear()
@@ -110,6 +116,10 @@ async def evaluate(
         result.ended_by = str(error)
     result.verdicts = {key: test.verdict() for key, test in tests.items()}
     return result
+
+
+def _is_open(test: LevelTest, plan: EvaluationPlan) -> bool:
+    return test.verdict() is Verdict.OPEN or test.samples < min(plan.min_prompts, test.max_samples)
 
 
 async def _judge_one(
@@ -123,6 +133,7 @@ async def _judge_one(
     tests: Mapping[tuple[str, int], LevelTest],
     result: EvaluationResult,
 ) -> None:
+    outcomes: dict[int, int] = {}
     try:
         plain = await _generate(name, 0, kept, levels, served, plan, result)
         for number in open_levels:
@@ -134,8 +145,12 @@ async def _judge_one(
             result.inconsistent += not judgement.consistent
             tests[name, number].add(judgement.outcome)
             result.duels.append(Duel(name, number, judgement.outcome))
+            outcomes[number] = judgement.outcome
     except EndpointError:
         result.cost.failures += 1
+    finally:
+        if outcomes:
+            result.judged.append(JudgedPrompt(name, last_user_text(kept.messages), outcomes))
 
 
 async def _generate(
@@ -161,12 +176,16 @@ async def _generate(
 
 def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
     """The conversation as the judge reads it."""
-    lines = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            text = content
-        else:
-            text = "\n".join(str(part.get("text", "")) for part in content or () if isinstance(part, Mapping))
-        lines.append(f"{message.get('role', 'user')}: {text}")
-    return "\n".join(lines)
+    return "\n".join(f"{message.get('role', 'user')}: {_text_of(message)}" for message in messages)
+
+
+def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The words by which a prompt is classed: those of its last user message."""
+    return next((_text_of(message) for message in reversed(messages) if message.get("role") == "user"), "")
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content or () if isinstance(part, Mapping))

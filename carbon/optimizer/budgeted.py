@@ -63,7 +63,7 @@ def plan_quality_budget(
     classes: Sequence[int],
     *,
     target: float = 1.0,
-    class_floor: float | None = None,
+    class_floor: float | Sequence[float] | None = None,
     fair: bool = False,
     past: Exposure | None = None,
     confidence: float = 0.5,
@@ -72,7 +72,8 @@ def plan_quality_budget(
 
     `grams` `[H, M, L]` of one request; `volumes` `[H, M]` expected requests; `classes` `[M]` the class of each
     estimate (bands of one class share its number). `fair`: every class has a budget of its own; otherwise one is
-    pooled over all classes. `class_floor`: no class falls below this share over the horizon, whatever the pool has.
+    pooled over all classes. `class_floor`: no class falls below this share over the horizon, whatever the pool has;
+    one number, or one for each class in ascending order.
     """
     hours, count, levels = grams.shape
     owners = np.asarray(classes)
@@ -80,15 +81,16 @@ def plan_quality_budget(
     of_class = [np.flatnonzero(owners[cells.estimate] == owner) for owner in np.unique(owners)]
     books = past or Exposure.empty(count, levels)
     floors: list[Floor] = []
+    lowest = _floors(class_floor, len(of_class))
     if fair:
-        share = target if class_floor is None else max(target, class_floor)
-        for owner, member in zip(np.unique(owners), of_class):
+        for owner, member, floor in zip(np.unique(owners), of_class, lowest):
+            share = max(target, floor)
             own = np.where((owners == owner)[:, None], books.contrast(share), 0.0)
             floors.append(Floor(member, share, own))
     else:
         floors.append(Floor(np.arange(hours * count), target, books.contrast(target)))
         if class_floor is not None:
-            floors += [Floor(member, class_floor) for member in of_class]
+            floors += [Floor(member, floor) for member, floor in zip(of_class, lowest)]
     solution = solve(cells, estimates, floors, z_score(confidence), joint=not fair)
     note = None
     if solution.unmet:
@@ -103,9 +105,9 @@ def plan_carbon_budget(
     classes: Sequence[int],
     *,
     budget_g: float,
-    class_floor: float = 0.0,
+    class_floor: float | Sequence[float] = 0.0,
 ) -> Plan:
-    """Best quality over the horizon for at most `budget_g` grams, every class above `class_floor`.
+    """Best quality over the horizon for at most `budget_g` grams, every class above `class_floor` (as above).
 
     Where even the briefest mix above the floors exceeds the budget, that mix is returned and the note says by how
     much it exceeds. Quality is counted relative to each estimate's own L0, so that no class counts for more.
@@ -119,12 +121,13 @@ def plan_carbon_budget(
     spend = (cells.weight[:, None] * cells.grams).ravel()
     rows = [sparse.csr_array(spend[None, :] / max(budget_g, 1e-12))]
     bounds = [1.0]
-    for owner in np.unique(owners):
+    lowest = _floors(class_floor, len(np.unique(owners)))
+    for owner, floor in zip(np.unique(owners), lowest):
         member = owners[cells.estimate] == owner
         total = float(cells.weight[member].sum())
         if total > 0.0:
             rows.append(sparse.csr_array(-np.where(np.repeat(member, levels), gain, 0.0)[None, :] / total))
-            bounds.append(-class_floor)
+            bounds.append(-floor)
     equal = sparse.kron(sparse.eye_array(n), np.ones((1, levels)), format="csr")
     solved = linprog(
         -gain / (gain.max() or 1.0),
@@ -137,11 +140,20 @@ def plan_carbon_budget(
     )
     if solved.success:
         return _plan(solved.x.reshape(n, levels), cells, estimates, (hours, count, levels), None)
-    briefest = plan_quality_budget(grams, volumes, estimates, classes, target=class_floor, fair=True)
+    briefest = plan_quality_budget(grams, volumes, estimates, classes, target=0.0, class_floor=lowest, fair=True)
     if briefest.note is not None:
         return briefest
     note = f"the carbon budget of {budget_g:.6g} g is exceeded: {briefest.grams:.6g} g is the least above the floor"
     return Plan(briefest.x, briefest.grams, briefest.quality, note)
+
+
+def _floors(class_floor: float | Sequence[float] | None, classes: int) -> list[float]:
+    if class_floor is None:
+        return [0.0] * classes
+    given = [class_floor] * classes if isinstance(class_floor, int | float) else list(class_floor)
+    if len(given) != classes:
+        raise ValueError(f"class_floor has {len(given)} entries for {classes} classes")
+    return given
 
 
 def _plan(

@@ -9,7 +9,7 @@ from typing import Any
 from dashboard.schema_records import AuditRow, AuditVerification
 from dashboard.views.formats import UNKNOWN, clock, seconds
 
-KINDS = ("decision", "actuation", "restore", "hold", "release", "policy", "access", "alarm")
+KINDS = ("decision", "actuation", "restore", "hold", "release", "policy", "access", "alarm", "evaluation")
 
 
 def rows(found: Sequence[AuditRow]) -> list[dict[str, Any]]:

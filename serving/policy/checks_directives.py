@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from serving.policy.directives_section import Directives, Level, Tenant
 from serving.policy.findings import Finding, error, warning
@@ -19,6 +20,7 @@ def check_directives(spec: Spec) -> list[Finding]:
     found = list(_tenants(spec))
     if spec.directives is not None:
         found += [*_levels(spec.directives), *_optimizer(spec, spec.directives), *_floors(spec, spec.directives)]
+        found += _evaluator(spec.directives)
     return found
 
 
@@ -65,6 +67,17 @@ def _optimizer(spec: Spec, directives: Directives) -> Iterator[Finding]:
         yield warning((*_DIRECTIVES, "mix"), "does nothing: only optimizer: fixed reads it")
 
 
+def _evaluator(directives: Directives) -> Iterator[Finding]:
+    evaluator, path = directives.evaluator, (*_DIRECTIVES, "evaluator")
+    endpoint = evaluator.endpoint
+    if endpoint is not None:
+        url = urlsplit(endpoint.url)
+        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
+            yield error((*path, "endpoint", "url"), "must be https (http is for loopback only)")
+        if evaluator.judge != "endpoint":
+            yield warning((*path, "endpoint"), f"does nothing: judge is {evaluator.judge}")
+
+
 def _mix(directives: Directives) -> Iterator[Finding]:
     path: Path = (*_DIRECTIVES, "mix")
     levels = {level.id: level for level in directives.levels}
@@ -99,7 +112,8 @@ def _floors(spec: Spec, directives: Directives) -> Iterator[Finding]:
     qualities = [_quality(directives, level) for level in directives.levels]
     best = max(quality for quality in qualities if quality is not None)
     floors: list[tuple[Path, float | None]] = [((*_DIRECTIVES, "quality_floor"), directives.quality_floor)]
-    floors += [(("spec", "tenants", i, "quality_floor"), tenant.quality_floor) for i, tenant in enumerate(spec.tenants)]
+    for index, group in enumerate(directives.classes):
+        floors.append(((*_DIRECTIVES, "classes", index, "quality_floor"), group.quality_floor))
     for index, tenant in enumerate(spec.tenants):
         floors.append((("spec", "tenants", index, "quality_floor"), tenant.quality_floor))
     for index, rule in enumerate(spec.rules):

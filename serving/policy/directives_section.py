@@ -10,6 +10,8 @@ from serving.policy.base import Name, NonNegative, Positive, Section, Share, Tex
 
 OptimizerName = Literal["off", "fixed", "sprout", "classed", "quality_budget", "carbon_budget"]
 OnExceed = Literal["brief", "refuse", "warn"]
+ScheduleName = Literal["forecast", "sprout"]
+JudgeName = Literal["self", "exact", "endpoint"]
 
 
 class Level(Section):
@@ -46,19 +48,62 @@ class PromptClass(Section):
     """False keeps this class at the undirected level always."""
 
 
+class JudgeEndpoint(Section):
+    """An OpenAI-compatible model that judges; https, or http on loopback."""
+
+    url: Text
+    model: Text
+    key_env: Text | None = None
+    """Environment variable with its key."""
+    max_calls: int | None = Field(default=None, ge=1)
+    """Calls a run may make at most."""
+    max_cost: Positive | None = None
+    """Cost of a run at most, in the currency of the prices."""
+    prompt_price_per_million: NonNegative = 0.0
+    output_price_per_million: NonNegative = 0.0
+
+
 class Evaluator(Section):
-    """When judged samples of the levels' quality are taken (SPROUT's opportunistic rule)."""
+    """When and by whom the levels' quality is judged. Judging waits for a clean grid, and is forced by age."""
 
     enabled: bool = True
-    grace_h: NonNegative = 6.0
-    """Never again within this time."""
-    max_idle_h: Positive = 72.0
-    """After this time at the latest."""
+    schedule: ScheduleName = "forecast"
+    """forecast: at the cleanest hour forecast before the deadline. sprout: SPROUT's opportunistic rule."""
+    grace_h: NonNegative | None = None
+    """Never again within this time; null: 72 for forecast, 6 for sprout."""
+    max_idle_h: Positive | None = None
+    """After this time at the latest; null: 168 for forecast, 72 for sprout."""
+    judge: JudgeName = "self"
+    """self: the served model. exact: known answers of `prompts` are matched. endpoint: `endpoint` is asked."""
+    endpoint: JudgeEndpoint | None = None
+    prompts: Text | None = None
+    """JSON lines of prompts to judge by: class, and prompt or messages; answer where it is known."""
+    keep_prompts: bool = False
+    """Everybody agreed that their prompts are kept for judging, encrypted and bounded; else each tenant for itself."""
+    max_prompts: int = Field(default=200, ge=1, le=10_000)
+    """Of a class, in one run."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Of each answer that is judged."""
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """The grace and the longest idle time in force."""
+        grace, idle = (72.0, 168.0) if self.schedule == "forecast" else (6.0, 72.0)
+        return (grace if self.grace_h is None else self.grace_h, idle if self.max_idle_h is None else self.max_idle_h)
 
     @model_validator(mode="after")
     def gaps_in_order(self) -> Self:
-        if self.grace_h >= self.max_idle_h:
-            raise ValueError("grace_h must be below max_idle_h")
+        grace, idle = self.hours
+        if grace >= idle:
+            raise ValueError(f"grace_h ({grace:g}) must be below max_idle_h ({idle:g})")
+        return self
+
+    @model_validator(mode="after")
+    def judge_is_there(self) -> Self:
+        if self.judge == "endpoint" and self.endpoint is None:
+            raise ValueError("judge: endpoint needs `endpoint` with url and model")
+        if self.judge == "exact" and self.prompts is None:
+            raise ValueError("judge: exact needs `prompts`, a file with known answers")
         return self
 
 
@@ -107,3 +152,5 @@ class Tenant(Section):
     low_priority: bool = False
     store_prompt_text: bool = False
     """The tenant has agreed that prompts and answers are kept in the ledger."""
+    keep_prompts: bool = False
+    """The tenant has agreed that its prompts are kept for judging quality, encrypted and bounded."""

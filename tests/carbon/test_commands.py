@@ -197,6 +197,8 @@ def test_solving_a_week_for_fifty_classes_is_a_plan_not_a_stub():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_benchmark_writes_its_figures(carbon_data, tmp_path, capsys):
     out = tmp_path / "carbon.json"
     options = ["--zones", "TX", "--repeats", "1", "--folds", "2", "--draws", "3", "--judge-draws", "1"]

@@ -9,9 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 
+from carbon import band_evidence
 from carbon.energy_model import EnergyModel
 from carbon.prompt_bands import SINGLE_BAND, fit_bands
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
+from carbon.quality import shrunk_duels
 from carbon.quality_book import Duel, QualityBook
 from carbon.state import LearnedState, load_state
 from carbon.text_features import FEATURES, MAX_CHARACTERS, featurise
@@ -210,3 +212,35 @@ def test_the_quality_book_forgets_and_checks():
         Duel("a", 1, 2)
     with pytest.raises(ValueError, match="quality book"):
         QualityBook.from_state({"levels": 2, "duels": {"a": [[-1, 0, 0]]}})
+
+
+def test_judged_prompts_are_bounded_survive_and_damage_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(band_evidence, "MAX_PROMPTS_A_CLASS", 100)
+    evidence = band_evidence.BandEvidence(3)
+    prompts = [
+        band_evidence.JudgedPrompt("c", f"{'why' if i % 2 else 'name'} thing {i}", {1: -1 if i % 2 else 1})
+        for i in range(130)
+    ]
+    evidence.add(prompts)
+    assert len(evidence) == 100
+    path = tmp_path / "judged.npz"
+    evidence.save(path)
+    again = band_evidence.BandEvidence.load(path)
+    models, counts = again.fit(bands=2)
+    assert models["c"].bands == 2
+    # level 2 was never judged
+    assert np.sum(counts["c"], axis=0)[1].tolist() == [0.0, 0.0, 0.0]
+    assert np.sum(counts["c"]) == 100
+    assert evidence.fit(bands=2)[1]["c"][0].tolist() == counts["c"][0].tolist()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"judged\.npz holds no judged prompts"):
+        band_evidence.BandEvidence.load(path)
+
+
+def test_bands_that_differ_by_chance_are_drawn_together_in_duels_too():
+    same = shrunk_duels(np.array([[[30.0, 0.0, 30.0]], [[33.0, 0.0, 27.0]], [[27.0, 0.0, 33.0]]]))
+    assert [float(estimate.mean[1]) for estimate in same] == pytest.approx([0.5, 0.51, 0.49], abs=0.01)
+    apart = shrunk_duels(np.array([[[60.0, 0.0, 0.0]], [[0.0, 0.0, 60.0]]]))
+    assert apart[0].mean[1] > 0.9
+    assert apart[1].mean[1] < 0.1
+    assert [estimate.observations for estimate in apart] == [60.0, 60.0]

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from carbon.accounting import MarketFactor, RequestEnergy
+from carbon.band_evidence import JudgedPrompt
+from carbon.budget_books import BudgetBooks
 from carbon.directives import DirectiveRefusedError, Reason, RequestTraits, TenantRules
 from carbon.embodied import profile
 from carbon.evaluator.run import EvaluationResult, Generation
+from carbon.evaluator.schedule import SproutSchedule
 from carbon.feed_chain import FeedChain
 from carbon.feeds.build import build_feed
 from carbon.feeds.constant import ConstantFeed
@@ -280,7 +283,7 @@ async def test_judging_is_due_at_once_then_at_clean_hours_and_what_it_finds_is_u
     assert plane.evaluation_due().run
     duels = [Duel("easy", level, 1) for level in (1, 2)] * 60
     made = [Generation("easy", level, 10, length, 5.0) for level, length in enumerate((200, 50, 20))] * 60
-    plane.learn_quality(EvaluationResult(duels, made))
+    await plane.learn_quality(EvaluationResult(duels, made))
     await plane.replan()
     assert plane.select(prompt_class="easy").level_id == "L2"
     assert {state.key: state.cost_method for state in plane.snapshot().classes}["easy"] == "lengths"
@@ -354,3 +357,124 @@ class TestBuild:
     def test_what_is_wrong_is_named(self, settings, words):
         with pytest.raises(ValueError, match=words):
             build_feed(settings, zone="GB", environment={})
+
+
+def state(key, *, energy=(300.0, 100.0, 60.0), quality=None, weight=1.0):
+    made = quality or QualityBook(3).estimate(key)
+    return ClassState(key, key, LevelCosts(energy, tuple(e / 250 for e in energy)), made, weight, "measured")
+
+
+def snapshot_of(*states, g_per_kwh=300.0, **more):
+    reading = IntensityReading(
+        CarbonIntensity("GB", NOW, NOW + HOUR, g_per_kwh, DIRECT, Kind.MEASURED, "f", NOW), Tier.LIVE, 0.0, None
+    )
+    return Snapshot(NOW, reading, tuple(states), window=tuple(np.linspace(50.0, 300.0, 48)), **more)
+
+
+class TestStrategiesOfThePolicy:
+    def test_a_fixed_mix_is_given_whatever_is_known_and_whatever_the_grid(self):
+        settings = PlanSettings(Strategy.FIXED, shares=(0.5, 0.3, 0.2))
+        plan = make_plan(snapshot_of(state("new")), settings)
+        assert plan.mixes["new"].probabilities == pytest.approx((0.5, 0.3, 0.2))
+        assert plan.mixes["new"].quality is None
+        assert plan.saving == plan.static_saving == pytest.approx(1.0 - (0.5 + 0.3 / 3 + 0.2 / 5))
+
+    def test_a_fixed_mix_and_a_carbon_budget_need_their_figures(self):
+        with pytest.raises(ValueError, match="shares"):
+            PlanSettings(Strategy.FIXED)
+        with pytest.raises(ValueError, match="budget_g"):
+            PlanSettings(Strategy.CARBON_BUDGET)
+
+    def test_a_carbon_budget_is_spread_over_what_is_left_of_its_window(self):
+        known = state("c", quality=book(c=(0.4, 0.3)).estimate("c"), weight=100.0)
+        base_g = 100.0 * 300.0 * 300.0 / 3.6e6
+
+        def plan(**more):
+            settings = PlanSettings(Strategy.CARBON_BUDGET, budget_g=base_g * 24, window_h=24.0, class_floor=0.0)
+            return make_plan(snapshot_of(known, hours_left=24.0, **more), settings)
+
+        assert plan().mixes["c"].probabilities[0] == pytest.approx(1.0)
+        half = plan(spent_g=base_g * 12).mixes["c"]
+        assert half.saving == pytest.approx(0.5, abs=0.01)
+        spent = plan(spent_g=base_g * 24)
+        assert spent.mixes["c"].probabilities[2] == pytest.approx(1.0)
+        assert any("exceeded" in note for note in spent.notes)
+
+    def test_quality_the_policy_declares_stands_in_until_there_is_evidence(self):
+        new = state("new")
+        assert not make_plan(snapshot_of(new), PlanSettings(tolerance=0.1)).mixes
+        plan = make_plan(snapshot_of(new), PlanSettings(tolerance=0.1, declared=(1.0, 0.9, 0.5)))
+        assert plan.mixes["new"].quality == pytest.approx(0.9)
+        assert any("declares" in note for note in plan.notes)
+        # judged otherwise, the evidence counts
+        judged = state("new", quality=book(new=(0.5, 0.5)).estimate("new"))
+        assert make_plan(snapshot_of(judged), PlanSettings(declared=(1.0, 0.1, 0.1))).mixes["new"].saving > 0.5
+
+    @pytest.mark.parametrize("strategy", [Strategy.CLASSED, Strategy.BUDGETED])
+    def test_a_class_with_a_floor_of_its_own_keeps_it(self, strategy):
+        quality = book(a=(0.45, 0.4)).estimate("a")
+        settings = PlanSettings(
+            strategy, tolerance=0.3, target=0.8, confidence=0.5, class_floor=0.8, floors={"strict": 0.99}
+        )
+        plan = make_plan(snapshot_of(state("loose", quality=quality), state("strict", quality=quality)), settings)
+        assert plan.mixes["loose"].quality < 0.85
+        assert plan.mixes["strict"].quality >= 0.99 - 1e-6
+
+
+async def test_a_tenant_with_a_promised_floor_gets_a_plan_of_its_own():
+    clock = Clock()
+    settings = PlaneSettings(
+        classes=("c",),
+        plan=PlanSettings(tolerance=0.5, confidence=0.5),
+        tenants={"exacting": Tenant(quality_floor=1.0)},
+    )
+    plane = plane_with(clock, settings=settings, quality=book(c=(0.4, 0.3)), draw=lambda: 0.999)
+    await plane.start()
+    assert plane.select(prompt_class="c").level > 0
+    assert plane.select(prompt_class="c", tenant="exacting").level_id == "L0"
+
+
+async def test_a_run_of_the_evaluator_splits_a_class_into_bands_that_get_mixes_of_their_own():
+    clock = Clock()
+    settings = PlaneSettings(classes=("c",), plan=PlanSettings(tolerance=0.1, confidence=0.5))
+    plane = plane_with(clock, settings=settings, quality=QualityBook(3), draw=lambda: 0.5)
+    rng = np.random.default_rng(3)
+    judged, duels = [], []
+    for number in range(240):
+        hurts = number % 2 == 0
+        words = "explain at length why and how" if hurts else "name the capital of"
+        # Brevity costs the easy prompts nothing, and gains nothing that the others could be given up for.
+        outcome = -1 if hurts and rng.random() < 0.9 else 0
+        judged.append(JudgedPrompt("c", f"{words} {number}", {1: outcome, 2: outcome}))
+        duels += [Duel("c", level, outcome) for level in (1, 2)]
+    await plane.learn_quality(EvaluationResult(duels, judged=judged))
+    await plane.start()
+    assert plane.bands["c"].bands > 1
+    assert {state.owner for state in plane.snapshot().classes if "/" in state.key} == {"c"}
+    assert plane.select(prompt_class="c", prompt_text="name the capital of Peru").level_id == "L2"
+    assert plane.select(prompt_class="c", prompt_text="explain at length why and how it rains").level_id == "L0"
+
+
+def test_the_books_of_a_window_survive_and_roll():
+    books = BudgetBooks(NOW)
+    books.book("c", 2, 3, 1.5)
+    books.book("c", 0, 3, None)
+    again = BudgetBooks.from_state(books.state(), 3)
+    assert again.grams == 1.5
+    assert again.unknown == 1
+    assert again.served["c"].tolist() == [1.0, 0.0, 1.0]
+    again.roll(NOW + 719 * HOUR, 720 * HOUR)
+    assert again.grams == 1.5
+    again.roll(NOW + 720 * HOUR, 720 * HOUR)
+    assert (again.grams, again.served, again.began) == (0.0, {}, NOW + 720 * HOUR)
+    with pytest.raises(ValueError, match="not the books"):
+        BudgetBooks.from_state(books.state(), 2)
+
+
+async def test_sprouts_schedule_may_decide_when_to_judge():
+    plane = plane_with(Clock())
+    await plane.start()
+    plane.quality.judged_at = NOW - 80 * HOUR
+    assert plane.evaluation_due(SproutSchedule()).run
+    plane.quality.judged_at = NOW - 2 * HOUR
+    assert plane.evaluation_due(SproutSchedule()).reason == "judged a short while ago"

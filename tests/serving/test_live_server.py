@@ -35,10 +35,14 @@ class Server:
             env=os.environ | (environment or {}),
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"at (http://\S+)/v1", line)
-        assert found is not None, line
+        said = ""
+        while (found := re.search(r"at (http://\S+)/v1", said)) is None:
+            line = self.process.stdout.readline()
+            assert line, f"the server ended; it said: {said}"
+            said += line
         self.url = found[1]
+        admin = re.search(r"admin API at (http://[^\s,]+)", said)
+        self.admin = admin[1] if admin is not None else None
 
     def engine(self) -> psutil.Process:
         (engine,) = psutil.Process(self.process.pid).children()

@@ -12,7 +12,8 @@ from carbon.planner import Strategy
 from power.controller import Mode
 from power.governors import CarbonFollow, DefaultGovernor, SloSlackGovernor, StaticGovernor
 from power.model_shape import model_shape
-from serving.planes import GridView, build_carbon, build_power, governor_of, undirected_classes
+from serving.planes import build_power, governor_of
+from serving.planes_carbon import GridView, build_carbon, undirected_classes
 from serving.policy.load import load_policy, parse_policy
 from serving.policy.model import Policy
 from serving.policy.power_section import Power
@@ -144,10 +145,15 @@ def test_directives_tenants_and_undirected_classes_reach_the_plane() -> None:
     assert undirected_classes(None) == frozenset()
 
 
-def test_an_optimizer_the_server_does_not_carry_out_is_refused_by_name() -> None:
-    loaded = policy(CARBON + (DIRECTIVES % "carbon_budget").replace("quality_target: 0.99", "grams: 10"))
-    with pytest.raises(ValueError, match="carbon_budget is not carried out"):
-        build_carbon(loaded, now=lambda: NOW)
+def test_every_optimizer_of_the_policy_is_carried_out() -> None:
+    budgeted = policy(CARBON + (DIRECTIVES % "carbon_budget").replace("quality_target: 0.99", "grams: 10"))
+    plane = build_carbon(budgeted, now=lambda: NOW)
+    assert plane is not None
+    assert (plane.settings.plan.strategy, plane.settings.plan.budget_g) == (Strategy.CARBON_BUDGET, 10.0)
+    mix = "fixed\n    mix: [{level: L1, share: 0.25}, {level: L0, share: 0.75}]"
+    fixed = build_carbon(policy(CARBON + DIRECTIVES % mix), now=lambda: NOW)
+    assert fixed is not None
+    assert fixed.settings.plan.shares == (0.75, 0.25)
 
 
 def test_a_static_governor_under_carbon_follow_keeps_both(tmp_path: Path) -> None:
