@@ -61,6 +61,8 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
     checkpoint = open_checkpoint(Path(config.model))
     weights = checkpoint.open_weights()
     weight_format = config.weight_format or choose_weight_format(weights, device)
+    if config.deterministic and weight_format is WeightFormat.FP32 and not uses_triton(device):
+        raise ValueError("fp32 sums on a CPU change with the batch: use --weight-format bf16 with --deterministic")
     decoder = Decoder(
         checkpoint.config,
         weights,
