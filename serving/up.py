@@ -123,16 +123,17 @@ def prepare(
 def _powerd(device: str, run: Path, power: Path, system: Path) -> tuple[str, Path | None, tuple[str, ...] | None]:
     """`(device, socket, command)`: who sets the clocks of the device."""
     kind, _, profile = device.partition(":")
-    command = (sys.executable, "-m", "power.powerd", "--socket", str(run / "powerd.sock"))
+    socket_path = run / "powerd.sock"
+    command: tuple[str, ...] = (sys.executable, "-m", "power.powerd", "--socket", str(socket_path))
     command += ("--state-dir", str(power), "--die-with-parent")
     if kind == "simulated":
         shared = f"{profile.partition('@')[0] or SIMULATED.partition(':')[2]}@{power / 'registers'}"
-        return f"simulated:{shared}", run / "powerd.sock", (*command, "--simulate", shared)
+        return f"simulated:{shared}", socket_path, (*command, "--simulate", shared)
     if kind not in ("auto", "nvml"):
         return device, None, None
     if system.exists():
         return device, system, None
-    return device, run / "powerd.sock", command
+    return device, socket_path, command
 
 
 def written_by_another(ledger: Path) -> bool:
@@ -171,9 +172,9 @@ def services(
     if prepared.powerd_command is not None:
         found.insert(0, Service(POWERD, prepared.powerd_command, stop_order=2))
     if addresses.dashboard is not None:
-        command = (sys.executable, "-m", "dashboard", "--port", str(addresses.dashboard))
-        command += ("--api", url_of(arguments.admin_host, addresses.admin_port))
-        command += ("--inference-api", url_of(arguments.host, addresses.port))
+        command = (sys.executable, "-m", "dashboard", "--port", str(addresses.dashboard),
+                   "--api", url_of(arguments.admin_host, addresses.admin_port),
+                   "--inference-api", url_of(arguments.host, addresses.port))  # fmt: skip
         found.append(Service(DASHBOARD, command, secret, stop_order=1, stop_s=5.0, after=SERVER))
     return found
 

@@ -25,7 +25,8 @@ from carbon.quality_book import QualityBook
 from power.simulated import SimulatedDevice
 from serving.admin_context import AdminContext
 from serving.ledger.reader import LedgerReader
-from serving.planes import SteeredCarbonPlane, carbon_settings, power_in_force
+from serving.planes import power_in_force
+from serving.planes_carbon import SteeredCarbonPlane, carbon_settings
 from serving.policy.effective import Situation, effective
 from serving.policy.model import Policy
 from serving.policy_simulation import translated

@@ -160,7 +160,7 @@ def test_each_process_killed_comes_back_and_leaves_no_clock_behind(up: Up) -> No
     server = child(up, "serving.cli")
     server.kill()
     until(lambda: registers(up) == {"lock_min_mhz": None, "lock_max_mhz": None, "limit_w": None}, "driver defaults")
-    until(lambda: answers(f"{up.admin}/ready"), "the server again", 90.0)
+    until(lambda: answers(f"{up.admin}/ready"), "the server again", 240.0)
     assert up.get(f"/api/v1/requests/{identity}")["request_id"] == identity
     assert up.get("/api/v1/audit/verify")["ok"] is True
     assert up.ask().status_code == 200
