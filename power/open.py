@@ -1,8 +1,9 @@
-"""Devices by name: `auto`, `nvml`, `rapl`, `simulated:PROFILE`."""
+"""Devices by name: `auto`, `nvml`, `rapl`, `simulated:PROFILE`, `simulated:PROFILE@FOLDER`."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from power.device import DeviceError, PowerDevice
 from power.model_shape import ModelShape
@@ -24,13 +25,16 @@ def open_devices(
 ) -> list[PowerDevice]:
     """The devices of one engine with `count` GPUs (tensor parallel).
 
-    `auto` takes visible NVIDIA GPUs, else CPU energy; an empty list means that nothing can be measured here.
+    `auto` takes visible NVIDIA GPUs, else CPU energy; an empty list means that nothing can be measured here. With
+    `@FOLDER` a simulated device shares its settings with other processes there, as a real board's driver does.
     Raises `ValueError` for an unknown spec and `DeviceError` when what was named cannot be opened.
     """
     kind, _, name = spec.partition(":")
     if kind == "simulated":
-        twin = Twin(load_profile(name or "h100-sxm"), load_engine(engine), shape, count)
-        return [SimulatedDevice(twin, ordinal=ordinal, clock=clock) for ordinal in range(count)]
+        profile, _, folder = name.partition("@")
+        registers = Path(folder) if folder else None
+        twin = Twin(load_profile(profile or "h100-sxm"), load_engine(engine), shape, count)
+        return [SimulatedDevice(twin, ordinal=ordinal, clock=clock, registers=registers) for ordinal in range(count)]
     if kind == "nvml":
         return _open_nvml(count, clock)
     if kind == "rapl":

@@ -291,7 +291,7 @@ def notify(message: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         try:
-            channel.sendto(message.encode(), address)
+            channel.sendto(message.encode(), socket.MSG_DONTWAIT, address)
         except OSError:
             return
 
@@ -313,8 +313,17 @@ def claim(state_dir: Path) -> IO[str]:
     return file
 
 
-def open_devices() -> list[PowerDevice]:
-    """Every NVIDIA GPU of the machine, probed for control. A GPU that cannot be opened is told and left out."""
+def open_devices(simulate: str | None = None) -> list[PowerDevice]:
+    """Every NVIDIA GPU of the machine, probed for control. A GPU that cannot be opened is told and left out.
+
+    `simulate`: `PROFILE@FOLDER`, a simulated GPU instead; no real one is then looked at. Raises `ValueError`.
+    """
+    if simulate is not None:
+        from power.model_shape import model_shape
+        from power.open import open_devices as open_named
+
+        # Nothing runs in this process: the model's shape does not matter, only the settings are shared.
+        return open_named(f"simulated:{simulate}", model_shape("llama-3.1-8b"))
     from power.nvml import NvmlDevice, visible_uuids
 
     devices: list[PowerDevice] = []
@@ -339,6 +348,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-gid", type=int, action="append", default=[], help="group that may connect")
     parser.add_argument("--max-sets-per-s", type=int, default=10, help="changes per second and device")
     parser.add_argument("--die-with-parent", action="store_true", help="restore and end when the parent dies")
+    parser.add_argument("--simulate", metavar="PROFILE@FOLDER", help="serve a simulated GPU; real ones stay untouched")
     parser.add_argument("--restore-only", action="store_true", help="undo what the state file tells, then end")
     return parser
 
@@ -347,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         lock = claim(arguments.state_dir)
-        devices = open_devices()
+        devices = open_devices(arguments.simulate)
     except (ValueError, DeviceError, OSError) as error:
         log(str(error))
         return 1

@@ -6,10 +6,12 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from power.board import Board
 from power.device import Capability, DeviceInfo, PowerLimits, Reading
 from power.quantities import Clock, Method, Scope, Source
+from power.registers import Registers, RegisterValues
 from power.twin import StepWork, Twin
 
 ALL_CAPABILITIES = frozenset({Capability.READ, Capability.CAP, Capability.CLOCKS})
@@ -24,7 +26,8 @@ class SimulatedDevice:
     `expect_work` and `quiet` the board's own time stands at the end of the last reported step: a reading's
     `time_s` may lag by a step (at most 30 s), and no step is mistaken for idleness.
     `stretch_factor` tells how much longer the engine must make its steps so that a lower clock can be felt.
-    Thread-safe. Works on any monotonic clock, real or virtual.
+    Thread-safe. Works on any monotonic clock, real or virtual. `registers`: folder in which the clock lock and the
+    power limit are kept, shared with other processes that simulate the same board (see `power.registers`).
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class SimulatedDevice:
         clock: Clock = time.monotonic,
         exact_sensor: bool = False,
         sleep: Callable[[float], None] | None = None,
+        registers: Path | None = None,
     ) -> None:
         gpu = twin.gpu
         digest = hashlib.sha256(f"{gpu.name}/{ordinal}".encode()).hexdigest()
@@ -45,6 +49,8 @@ class SimulatedDevice:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._expecting = False
+        self._registers = Registers(registers, uuid) if registers is not None else None
+        self._take_registers()
         notes = (f"simulated from profile {gpu.name} (fitted on: {gpu.fitted_on})",)
         self._info = DeviceInfo(
             uuid=uuid,
@@ -88,6 +94,7 @@ class SimulatedDevice:
     def stretch_factor(self, work: StepWork) -> float:
         """How many times longer a step with this work takes at the present clock than at the top clock, at least 1."""
         with self._lock:
+            self._take_registers()
             busy_clock = min(self.board.target_clock(busy=True), self.board.state.ceiling_mhz)
         return max(1.0, self.twin.stretch(work, busy_clock))
 
@@ -125,6 +132,7 @@ class SimulatedDevice:
         with self._lock:
             self._advance()
             self.board.set_limit(watts)
+            self._put_registers()
             latency = self.board.draw_latency_s()
         self._wait(latency)
         return watts
@@ -135,6 +143,7 @@ class SimulatedDevice:
         with self._lock:
             self._advance()
             latency = self.board.set_lock(min_mhz, max_mhz)
+            self._put_registers()
         self._wait(latency)
         return float(max_mhz) if self._sleep is None else self.read().sm_clock_mhz
 
@@ -142,6 +151,7 @@ class SimulatedDevice:
         with self._lock:
             self._advance()
             latency = self.board.set_lock(None, None)
+            self._put_registers()
         self._wait(latency)
 
     def close(self) -> None:
@@ -152,7 +162,27 @@ class SimulatedDevice:
         now = self._clock()
         if not self._expecting or now - self.board.state.time_s > MAX_LAG_S:
             self.board.advance(now, None)
+        self._take_registers()
         return self.board.state.time_s
+
+    def _take_registers(self) -> None:
+        """What another process set meanwhile."""
+        values = self._registers.changed() if self._registers is not None else None
+        if values is None:
+            return
+        state = self.board.state
+        if (values.lock_min_mhz, values.lock_max_mhz) != (state.lock_min_mhz, state.lock_max_mhz):
+            self.board.set_lock(values.lock_min_mhz, values.lock_max_mhz)
+        limit_w = values.limit_w if values.limit_w is not None else self.twin.gpu.limit_default_w
+        if limit_w != state.limit_w:
+            self.board.set_limit(limit_w)
+
+    def _put_registers(self) -> None:
+        if self._registers is None:
+            return
+        state = self.board.state
+        limit_w = state.limit_w if state.limit_w != self.twin.gpu.limit_default_w else None
+        self._registers.write(RegisterValues(state.lock_min_mhz, state.lock_max_mhz, limit_w))
 
     def _wait(self, seconds: float) -> None:
         if self._sleep is not None:

@@ -12,7 +12,7 @@ from serving.admin_context import AdminContext
 from serving.admin_control import keys_router, operate_router, supply_router
 from serving.admin_errors import HANDLED, AdminError, answer_error
 from serving.admin_http import build_document
-from serving.admin_policy import policy_edit_router, policy_reload_router, policy_router
+from serving.admin_policy import policy_edit_router, policy_reload_router, policy_router, what_if_router
 from serving.admin_records import exports_router, metrics_router, records_router
 
 
@@ -34,6 +34,7 @@ def create_admin_app(context: AdminContext) -> FastAPI:
         policy_router,
         policy_reload_router,
         policy_edit_router,
+        what_if_router,
         supply_router,
         operate_router,
         keys_router,

@@ -21,7 +21,6 @@ _MEANINGS = {
     404: "There is no such thing, or no such part runs here.",
     409: "The policy changed meanwhile; `current_revision` is in force.",
     422: "The body or a parameter cannot be honoured.",
-    501: "This part is not installed here.",
     503: "A part this needs cannot be used now.",
 }
 

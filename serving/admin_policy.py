@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -20,6 +21,7 @@ from serving.policy.model import Policy
 from serving.policy.problems import PolicyError
 from serving.policy.schema import policy_schema
 from serving.policy.store import PolicyStore
+from serving.what_if import WhatIf, WhatIfError
 
 
 def store_of(context: AdminContext) -> PolicyStore:
@@ -84,6 +86,25 @@ def policy_reload_router(context: AdminContext) -> APIRouter:
         done = await asyncio.to_thread(store_of(context).reload, actor, body.reason)
         await context.control.follow()
         return answer(schema.PolicyReload(done.ok, done.changed, done.revision, done.error), 200 if done.ok else 422)
+
+    return router
+
+
+def what_if_router(context: AdminContext) -> APIRouter:
+    """For operators: it costs a core for seconds."""
+    router = APIRouter(prefix="/api/v1/what-if", dependencies=[context.access.needs("operator")])
+    asker = WhatIf(context)
+
+    @router.post("", **answers(schema.WhatIfAnswer, 404, 422, 503, takes=schema.WhatIfBody))
+    async def what_if(request: Request) -> Response:
+        body = await body_of(request, schema.WhatIfBody)
+        policy, _ = await asyncio.to_thread(_parsed, context, body.text)
+        try:
+            found = await asker.ask(policy, body.window_s, body.gpu)
+        except WhatIfError as error:
+            raise AdminError(503 if error.busy else 404, str(error)) from None
+        in_force, proposed = (schema.WhatIfOutcome(**msgspec.structs.asdict(one)) for one in found.both)
+        return answer(schema.WhatIfAnswer("simulated", body.window_s, in_force, proposed, list(found.notes)))
 
     return router
 

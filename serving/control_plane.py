@@ -94,7 +94,7 @@ class ControlPlane:
         self.store: PolicyStore | None = None
         self.brief_for_budget: Callable[[str], bool] = lambda tenant: False
         """Whether a tenant has used up a budget that then asks for brief answers."""
-        self._shape = shape
+        self.shape = shape
         self._folder = folder
         self._clock = clock
         self._watcher: PolicyWatcher | None = None
@@ -257,8 +257,8 @@ class ControlPlane:
     def _preflight(self, policy: Policy) -> None:
         """Build everything the policy needs, so that applying it cannot fail. Raises `ValueError`."""
         power, carbon = self.power, policy.spec.carbon
-        if power is not None and self._shape is not None:
-            steered_governor(policy.spec.power, twin_of(power.devices[0], self._shape))
+        if power is not None and self.shape is not None:
+            steered_governor(policy.spec.power, twin_of(power.devices[0], self.shape))
         if carbon is None:
             return
         carbon_settings(policy, enforce=False)
@@ -355,14 +355,14 @@ class ControlPlane:
 
     def _move_power(self, wanted: _Applied) -> None:
         power = self.power
-        if power is None or self._shape is None:
+        if power is None or self.shape is None:
             return
         controller, policy = power.controller, wanted.policy
         section = power_in_force(policy.spec.power, wanted.now)
         before = self._power_section
         power.slo = slo_of(policy)
         if section != before:
-            governor = steered_governor(section, twin_of(power.devices[0], self._shape))
+            governor = steered_governor(section, twin_of(power.devices[0], self.shape))
             controller.set_governor(governor, policy.short_revision)
             if before is None or (section.row_budget, section.carbon_follow) != (
                 before.row_budget,

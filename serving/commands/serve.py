@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +45,8 @@ def register(subparsers: Subparsers) -> None:
             parser.add_argument(
                 "--data", type=Path, metavar="FOLDER", help="ledger, policy and knowledge (default: the user's state)"
             )
+            parser.add_argument("--no-dashboard", dest="dashboard", action="store_false", help="run no dashboard")
+            parser.add_argument("--dashboard-port", type=int, default=8501, metavar="PORT", help="(%(default)s)")
         parser.set_defaults(run=run)
 
 
@@ -70,6 +71,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     planes.add_argument("--powerd", type=Path, metavar="SOCKET", help="socket of gridserve-powerd, to control clocks")
     planes.add_argument("--learned", type=Path, metavar="FOLDER", help="what the carbon plane learned before")
     planes.add_argument("--ledger", type=Path, metavar="FOLDER", help="keep requests, audit and telemetry there")
+    planes.add_argument("--policy-note", metavar="TEXT", help=argparse.SUPPRESS)
     planes.add_argument("--managed-policy", action="store_true", help="the file belongs to GitOps: refuse edits")
     admin = parser.add_argument_group("admin API")
     admin.add_argument("--admin-host", default="127.0.0.1", help="address to listen on (%(default)s)")
@@ -114,18 +116,7 @@ def memory_bytes(text: str) -> int:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
-    return serve(arguments, announce_url)
-
-
-def run_up(arguments: argparse.Namespace) -> int:
-    return serve(arguments, announce_snippet, with_everything=True)
-
-
-Announce = Callable[["EngineInfo", str, bool], None]
-
-
-def serve(arguments: argparse.Namespace, announce: Announce, with_everything: bool = False) -> int:
-    """Start the server and stay until it is stopped. `with_everything`: as `gridserve up` does."""
+    """Start the server and stay until it is stopped."""
     from kernels.threads import configure_environment
 
     configure_environment()
@@ -136,6 +127,7 @@ def serve(arguments: argparse.Namespace, announce: Announce, with_everything: bo
     from engine.messages import Loading
     from power.device import DeviceError
     from serving.ledger.engine import LedgerError
+    from serving.notify import notify
     from serving.policy.problems import PolicyError
     from serving.server import run_server
     from serving.terminal import Progress
@@ -148,27 +140,58 @@ def serve(arguments: argparse.Namespace, announce: Announce, with_everything: bo
         def on_ready(info: EngineInfo, url: str, admin_url: str | None) -> None:
             progress.close()
             if admin_url is not None and options.admin is not None:
-                announce_admin(admin_url, options.admin, notes)
-            announce(info, url, arguments.api_key_file is not None)
+                announce_admin(admin_url, options.admin.token)
+            announce_url(info.model_id, f"{info.weight_format}, {info.device}", url)
+            notify(READY="1", STATUS=f"serves {info.model_id} at {url}", X_MODEL=info.model_id, X_URL=url,
+                   X_KIND=f"{info.weight_format}, {info.device}", X_ADMIN_URL=admin_url or "")  # fmt: skip
 
         try:
-            if with_everything:
-                options, notes = up_options(arguments, progress)
-            else:
-                options, notes = options_of(arguments, progress), ()
-            try:
-                uvloop.run(run_server(options, on_loading, on_ready))
-            except LedgerError as error:
-                if not with_everything:
-                    raise
-                notes = (*notes, f"no ledger is kept: {error}")
-                options = replace(options, ledger=None)
-                uvloop.run(run_server(options, on_loading, on_ready))
+            options = options_of(arguments, progress)
+            uvloop.run(run_server(options, on_loading, on_ready))
         except PolicyError as error:
             raise CommandError(f"the policy cannot be used:\n{error}") from error
         except (EngineStartError, ModelUnavailableError, DeviceError, LedgerError, ValueError, OSError) as error:
             raise CommandError(str(error)) from error
     return 0
+
+
+def run_up(arguments: argparse.Namespace) -> int:
+    """Everything under one supervisor; see `serving.up`."""
+    import shutil
+    import tempfile
+
+    from serving.admin_auth import TOKEN_VARIABLE, AdminAccess, generate_token
+    from serving.policy.problems import PolicyError
+    from serving.server_options import ADMIN_PORT
+    from serving.supervisor import Supervisor
+    from serving.up import SERVER, choose_addresses, data_claimed, data_folder, prepare, services
+
+    run = Path(tempfile.mkdtemp(prefix="gridserve-"))
+    data = data_folder(arguments.data)
+    try:
+        token = os.environ.get(TOKEN_VARIABLE) or generate_token()
+        AdminAccess(token)
+        with data_claimed(data) as alone:
+            prepared = prepare(data, run, arguments, alone=alone)
+            addresses = choose_addresses(arguments, ADMIN_PORT)
+
+            def on_ready(said: Mapping[str, str]) -> None:
+                announce_admin(said["X_ADMIN_URL"], token)
+                for note in prepared.notes:
+                    print(f"note: {note}", flush=True)
+                if prepared.powerd is not None:
+                    print(f"powerd: gridserve power status --socket {prepared.powerd}", flush=True)
+                announce_url(said["X_MODEL"], said["X_KIND"], said["X_URL"])
+                announce_snippet(said["X_MODEL"], said["X_URL"], arguments.api_key_file is not None)
+
+            found = services(arguments, prepared, addresses, data, token)
+            return Supervisor(found, run, {SERVER: on_ready}).run()
+    except PolicyError as error:
+        raise CommandError(f"the policy cannot be used:\n{error}") from error
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def options_of(arguments: argparse.Namespace, progress: Progress) -> ServerOptions:
@@ -213,29 +236,8 @@ def options_of(arguments: argparse.Namespace, progress: Progress) -> ServerOptio
         admin=admin_options(arguments.admin_host, arguments.admin_port) if arguments.admin_port is not None else None,
         managed=arguments.managed_policy,
         vllm_names=arguments.vllm_metric_names,
+        override=arguments.policy_note,
     )
-
-
-def up_options(arguments: argparse.Namespace, progress: Progress) -> tuple[ServerOptions, tuple[str, ...]]:
-    """As `options_of`, with everything on, and what to say about it. Raises `PolicyError` too."""
-    from serving.server_options import ADMIN_PORT
-    from serving.up import data_folder, free_or, prepare
-
-    device = "none" if arguments.device == "none" else arguments.device
-    prepared = prepare(data_folder(arguments.data), arguments.policy, device)
-    options = options_of(arguments, progress)
-    port = arguments.admin_port
-    if port is None:
-        port = free_or(ADMIN_PORT, arguments.admin_host)
-    return replace(
-        options,
-        policy=prepared.policy,
-        power_device=None if prepared.device == "none" else prepared.device,
-        ledger=arguments.ledger or prepared.data / "ledger",
-        learned=arguments.learned or prepared.data / "learned",
-        admin=admin_options(arguments.admin_host, port),
-        override=prepared.override,
-    ), prepared.notes
 
 
 def admin_options(host: str, port: int) -> AdminOptions:
@@ -250,21 +252,19 @@ def admin_options(host: str, port: int) -> AdminOptions:
     return AdminOptions(host, port, token)
 
 
-def announce_admin(url: str, admin: AdminOptions, notes: tuple[str, ...]) -> None:
+def announce_admin(url: str, token: str) -> None:
     from serving.admin_auth import TOKEN_VARIABLE
 
-    shown = f"${TOKEN_VARIABLE}" if os.environ.get(TOKEN_VARIABLE) else admin.token
+    shown = f"${TOKEN_VARIABLE}" if os.environ.get(TOKEN_VARIABLE) else token
     print(f"admin API at {url}, token {shown}", flush=True)
-    for note in notes:
-        print(f"note: {note}", flush=True)
 
 
-def announce_url(info: EngineInfo, url: str, with_keys: bool) -> None:
-    print(f"gridserve serves {info.model_id} ({info.weight_format}, {info.device}) at {url}/v1", flush=True)
+def announce_url(model: str, kind: str, url: str) -> None:
+    """`kind`: weight format and device."""
+    print(f"gridserve serves {model} ({kind}) at {url}/v1", flush=True)
 
 
-def announce_snippet(info: EngineInfo, url: str, with_keys: bool) -> None:
-    announce_url(info, url, with_keys)
+def announce_snippet(model: str, url: str, with_keys: bool) -> None:
     header = ' -H "Authorization: Bearer $GRIDSERVE_API_KEY"' if with_keys else ""
     key = 'os.environ["GRIDSERVE_API_KEY"]' if with_keys else '"none"'
     print(
@@ -272,7 +272,7 @@ def announce_snippet(info: EngineInfo, url: str, with_keys: bool) -> None:
 Try it:
 
   curl -N {url}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{{
-    "model": "{info.model_id}", "stream": true, "temperature": 0,
+    "model": "{model}", "stream": true, "temperature": 0,
     "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
 
 or in Python (pip install openai):
@@ -280,7 +280,7 @@ or in Python (pip install openai):
   {"import os; " if with_keys else ""}import openai
   client = openai.OpenAI(base_url="{url}/v1", api_key={key})
   messages = [{{"role": "user", "content": "Why is the sky blue?"}}]
-  for chunk in client.chat.completions.create(model="{info.model_id}", messages=messages, temperature=0, stream=True):
+  for chunk in client.chat.completions.create(model="{model}", messages=messages, temperature=0, stream=True):
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
 Stop with Ctrl-C.""",

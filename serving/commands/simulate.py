@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from serving.commands import Subparsers
-    from serving.policy.directives_section import Directives as DirectivesSection
     from traces.simulate import SimulationOutcome
     from traces.simulate_grid import Grid
-    from traces.simulate_policy import DirectiveSettings, SimulationPolicy, SloSettings
+    from traces.simulate_policy import SimulationPolicy, SloSettings
     from traces.simulate_settings import SimulationSettings
     from traces.workload import Workload
 
@@ -168,7 +167,7 @@ def policy_from_file(path: Path) -> tuple[SimulationPolicy, SloSettings, float]:
     """
     from serving.policy.load import load_policy
     from serving.policy.problems import PolicyError
-    from traces.simulate_policy import CarbonFollowSettings, RowSettings, SimulationPolicy, SloSettings
+    from serving.policy_simulation import translated
 
     try:
         loaded = load_policy(path)
@@ -177,63 +176,8 @@ def policy_from_file(path: Path) -> tuple[SimulationPolicy, SloSettings, float]:
     spec = loaded.policy.spec
     if spec.rules or spec.tenants:
         raise CommandError(f"{path}: rules and tenants cannot be simulated yet; take them out for the simulation")
-    power = spec.power
-    row = None
-    if power.row_budget is not None:
-        budget = power.row_budget
-        row = RowSettings(
-            budget_w=budget.watts,
-            t1=budget.t1,
-            t2=None if budget.t2 == "auto" else float(budget.t2),
-            hysteresis=budget.hysteresis,
-            reaction_s=budget.reaction_s,
-            relax_dwell_s=budget.relax_dwell_s,
-            min_history_s=budget.min_history_s,
-        )
-    options: dict[str, float] = {}
-    if power.governor == "slo_slack":
-        slack = power.slo_slack
-        options = {"margin": slack.margin, "guard": slack.guard, "guard_s": slack.guard_s, "learning": slack.learning}
-    elif power.governor == "phase_aware":
-        aware = power.phase_aware
-        options = {"switch_latency_s": aware.switch_latency_s, "worth": aware.worth}
-        if aware.prefill_mhz is not None:
-            options["prefill_mhz"] = aware.prefill_mhz
-        if aware.decode_mhz is not None:
-            options["decode_mhz"] = aware.decode_mhz
-    follow = power.carbon_follow
-    policy = SimulationPolicy(
-        name=loaded.policy.metadata.name,
-        governor=power.governor,
-        clock_mhz=power.static.clock_mhz if power.static is not None and power.governor == "static" else None,
-        min_mhz=power.clock_mhz.min,
-        max_mhz=power.clock_mhz.max,
-        power_limit_w=power.power_limit_w.max,
-        governor_options=options,
-        stability=power.stability.model_dump(),
-        carbon_follow=CarbonFollowSettings(**follow.model_dump()) if follow is not None else None,
-        directives=_directives(spec.directives),
-        row=row,
-    )
-    slo = SloSettings(spec.slo.ttft_p99_ms, spec.slo.tpot_p99_ms) if spec.slo is not None else SloSettings()
-    return policy, slo, spec.carbon.pue if spec.carbon is not None else 1.0
-
-
-def _directives(section: DirectivesSection | None) -> DirectiveSettings | None:
-    from traces.simulate_policy import DirectiveSettings
-
-    if section is None or section.chosen_optimizer == "off":
-        return None
-    chosen = section.chosen_optimizer
-    target = section.budget.quality_target if section.budget is not None else section.quality_floor
-    if chosen == "fixed":
-        shares = {part.level: part.share for part in section.mix}
-        return DirectiveSettings("static", mix=tuple(shares.get(level.id, 0.0) for level in section.levels))
-    if chosen == "sprout":
-        return DirectiveSettings("sprout", tolerance=section.tolerance)
-    if chosen == "classed":
-        tolerance = min(section.tolerance, 1.0 - min(section.quality_floor, 1.0))
-        return DirectiveSettings("classed", tolerance=tolerance, confidence=section.confidence)
-    if chosen == "quality_budget":
-        return DirectiveSettings("budgeted", target=target, confidence=section.confidence)
-    raise CommandError("directives: carbon_budget cannot be simulated yet; use quality_budget, classed or sprout")
+    try:
+        found = translated(loaded.policy)
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from None
+    return found.policy, found.slo, found.pue

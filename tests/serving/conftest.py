@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import codecs
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -317,3 +319,10 @@ def hold():
             await asyncio.sleep(0)
 
     return Hold()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="gs-") as folder:
+        yield Path(folder)

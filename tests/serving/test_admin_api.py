@@ -155,7 +155,7 @@ async def test_roles_are_enforced_on_every_route(admin: Admin) -> None:
         "operator": ring.create("hand", ("control:write",))[1],
     }
     operator = {"/api/v1/holds", "/api/v1/holds/release", "/api/v1/panic", "/api/v1/policy/reload",
-                "/api/v1/feeds/refresh", "/api/v1/evaluator/run",
+                "/api/v1/feeds/refresh", "/api/v1/what-if", "/api/v1/evaluator/run",
                 "/api/v1/exports/requests", "/api/v1/exports/audit"}  # fmt: skip
     admins = {"/api/v1/policy/activate", "/api/v1/policy/rollback", "/api/v1/keys", "/api/v1/keys/x/rotate",
               "/api/v1/keys/x/revoke"}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from serving.ledger.engine import Location
@@ -25,10 +27,11 @@ TOKEN = "a-token-of-these-tests"
 class Up:
     """One `gridserve up` process."""
 
-    def __init__(self, model: Path, data: Path) -> None:
+    def __init__(self, model: Path, data: Path, *, dashboard: bool = False) -> None:
         command = [sys.executable, "-m", "serving.cli", "up", "--model", str(model), "--port", "0", "--threads", "1"]
         command += ["--admin-port", "0", "--data", str(data), "--max-model-len", "512", "--kv-cache-memory", "4M"]
         command += ["--served-model-name", "tiny", "--device", "simulated:h100-sxm", "--vllm-metric-names"]
+        command += [] if dashboard else ["--no-dashboard"]
         self.data = data
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
@@ -120,6 +123,58 @@ def test_editing_the_policy_on_disk_changes_what_runs(up: Up) -> None:
     os.kill(up.process.pid, signal.SIGHUP)
     until(lambda: up.get("/api/v1/policy")["revision"] == before, "the old policy")
     assert up.get("/api/v1/policy")["alarm"] is None
+
+
+def registers(up: Up) -> dict[str, Any]:
+    """What the simulated board's driver has now."""
+    (path,) = (up.data / "power" / "registers").glob("*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def child(up: Up, word: str) -> psutil.Process:
+    """The supervised process whose third word of the command line this is."""
+    (found,) = [one for one in psutil.Process(up.process.pid).children() if word in one.cmdline()[2]]
+    return found
+
+
+def test_powerd_is_a_process_of_its_own_and_its_clocks_reach_the_engine(up: Up) -> None:
+    path = up.data / "policy.yaml"
+    old = path.read_text()
+    path.write_text(old.replace("governor: slo_slack", "governor: static\n    static: {clock_mhz: 1110}"))
+    until(lambda: registers(up)["lock_max_mhz"] == 1110, "the clock, set by powerd")
+    until(lambda: up.get("/api/v1/state")["power"]["devices"][0]["asked_clock_mhz"] == 1110, "the same in the state")
+    assert up.get("/api/v1/state")["power"]["leased"] is True
+    path.write_text(old)
+    until(lambda: registers(up)["lock_max_mhz"] != 1110, "the old policy")
+
+
+def test_each_process_killed_comes_back_and_leaves_no_clock_behind(up: Up) -> None:
+    identity = up.ask().json()["id"]
+    until(lambda: up.get("/api/v1/requests")["requests"], "a row")
+    until(lambda: registers(up)["lock_max_mhz"] is not None, "a lock")
+    before = child(up, "power.powerd")
+    before.kill()
+    until(lambda: any(p.pid != before.pid and "power.powerd" in p.cmdline()[2] for p in children(up)), "powerd again")
+    until(lambda: registers(up)["lock_max_mhz"] is not None, "a lock again, by a new lease")
+    server = child(up, "serving.cli")
+    server.kill()
+    until(lambda: registers(up) == {"lock_min_mhz": None, "lock_max_mhz": None, "limit_w": None}, "driver defaults")
+    until(lambda: answers(f"{up.admin}/ready"), "the server again", 240.0)
+    assert up.get(f"/api/v1/requests/{identity}")["request_id"] == identity
+    assert up.get("/api/v1/audit/verify")["ok"] is True
+    assert up.ask().status_code == 200
+
+
+def children(up: Up) -> list[psutil.Process]:
+    return psutil.Process(up.process.pid).children()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def test_deferrable_work_runs_when_its_time_is_up(up: Up) -> None:

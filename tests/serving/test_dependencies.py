@@ -1,0 +1,53 @@
+"""The lock covers every pin with hashes, and the audit's report is read as it is meant."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_dependencies", ROOT / "scripts" / "check_dependencies.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def project(*dependencies: str) -> dict[str, Any]:
+    return {"project": {"dependencies": list(dependencies), "optional-dependencies": {"dev": []}}}
+
+
+def test_the_lock_is_current(checks: ModuleType) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert checks.lock_problems(pyproject, checks.LOCK.read_text()) == []
+    assert "://" not in checks.LOCK.read_text()
+
+
+def test_what_a_lock_lacks_is_named(checks: ModuleType) -> None:
+    text = "a==1.0 \\\n    --hash=sha256:00\nb==2.0 ; sys_platform == 'linux'\n"
+    problems = checks.lock_problems(project("A[x]==1.1", "c==3"), text)
+    assert [problem.split(":")[0].split()[0] for problem in problems] == ["A", "c", "b"]
+    assert checks.lock_problems(project("a==1.0"), "a==1.0 --hash=sha256:00") == []
+    with pytest.raises(ValueError, match="exact version"):
+        checks.locked("a>=1.0")
+
+
+def test_a_known_vulnerability_is_told_and_silence_is_not_taken_for_safety(checks: ModuleType) -> None:
+    known = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}, {"id": "CVE-2"}]}
+    unknown, sound = {"name": "b", "skip_reason": "not found"}, {"name": "c", "version": "1", "vulns": []}
+    found = checks.read_audit({"dependencies": [known, unknown, sound]})
+    assert found.audited == 2
+    assert found.unaudited == ("b",)
+    assert found.vulnerable == ("a 1: CVE-1; fixed in 2", "a 1: CVE-2; fixed in none yet")
