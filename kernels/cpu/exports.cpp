@@ -27,6 +27,7 @@ const char* gs_instruction_set() {
 }
 
 int gs_blocks_supported() { return gs::blocks_supported(); }
+int gs_blocks_rounded() { return gs::blocks_rounded(); }
 
 long gs_packed_bytes(int n, int k, int packing) {
   const gs::Linear shape{nullptr, nullptr, n, k, packing};

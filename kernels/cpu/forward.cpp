@@ -196,8 +196,8 @@ class Pass {
     const int panels = m_.intermediate / kPanel;
     team.share(panels, [&](int panel) {
       alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
-      const bf16* gate_panel = expanded_panel(gate_up, panel, s_.num_tokens, 0);
-      const bf16* up_panel = expanded_panel(gate_up, panels + panel, s_.num_tokens, 1);
+      const void* gate_panel = expanded_panel(gate_up, panel, s_.num_tokens, 0);
+      const void* up_panel = expanded_panel(gate_up, panels + panel, s_.num_tokens, 1);
       for (int row = 0; row < s_.num_tokens; row += kTileRows) {
         const int count = std::min(kTileRows, s_.num_tokens - row);
         const bf16* rows = x + long(row) * m_.hidden;

@@ -1,8 +1,8 @@
 // Linear layers `[T, K] x [N, K]^T` over weights packed in panels of 48 outputs.
 //
 // One accumulator per output runs over K from the first to the last pair, whatever the number of rows: a row's result
-// is the same bits at every batch size. The 4-bit and 8-bit forms expand to the very bf16 weights the bf16 form
-// stores, so all forms give the same bits too.
+// is the same bits at every batch size. Where the CPU multiplies pairs of bf16, the 4-bit and 8-bit forms expand to the
+// very bf16 weights the bf16 form stores, so all forms give the same bits too; elsewhere they expand to fp32, unrounded.
 #pragma once
 
 #include "simd.h"
@@ -54,6 +54,7 @@ inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pa
 }
 
 bool blocks_supported();  // the 4-bit and 8-bit forms
+bool blocks_rounded();    // whether they expand to bf16, else to fp32
 
 void pack_bf16(const bf16* weight, int n, int k, void* panels);
 // codes [N, K] 0..15; scales and minimums [N, K / 32] as IEEE half bits.
@@ -61,9 +62,9 @@ void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* min
 // codes [N, K] signed; scales as above.
 void pack_int8(const int8_t* codes, const uint16_t* scales, int n, int k, void* panels);
 
-// The bf16 form of a panel: the panel itself, or its codes expanded into scratch of this thread (two slots); null
-// where `multiply_tile` expands as it goes, which is faster for few rows.
-const bf16* expanded_panel(const Linear& linear, int panel, int rows, int slot);
+// A panel as `multiply_tile` reads it: the panel itself, or its codes expanded into scratch of this thread (two slots);
+// null where `multiply_tile` expands as it goes, which is faster for few rows.
+const void* expanded_panel(const Linear& linear, int panel, int rows, int slot);
 
 // The part of panel `next` to fetch while the tile that begins at `row` is computed: a cache line for each pair.
 inline const char* lines_ahead(const Linear& linear, int next, int row) {
@@ -73,7 +74,7 @@ inline const char* lines_ahead(const Linear& linear, int next, int row) {
 
 // Up to kTileRows rows of one panel, bias added, into out[row * kPanel]. `expanded`: from `expanded_panel`, or null to
 // expand codes on the way.
-void multiply_tile(const Linear& linear, int panel, const bf16* expanded, const bf16* x, long stride, int rows,
+void multiply_tile(const Linear& linear, int panel, const void* expanded, const bf16* x, long stride, int rows,
                    float* out, const char* ahead);
 
 // Calls sink(first_row, count, tile) for each tile of rows of one panel; meanwhile the panel `next` comes to the cache.
@@ -81,7 +82,7 @@ template <class Sink>
 inline void multiply_panel(const Linear& linear, int panel, int next, const bf16* x, long stride, int rows,
                            const Sink& sink) {
   alignas(64) float tile[kTileRows * kPanel];
-  const bf16* expanded = expanded_panel(linear, panel, rows, 0);
+  const void* expanded = expanded_panel(linear, panel, rows, 0);
   for (int row = 0; row < rows; row += kTileRows) {
     const int count = rows - row < kTileRows ? rows - row : kTileRows;
     multiply_tile(linear, panel, expanded, x + row * stride, stride, count, tile,

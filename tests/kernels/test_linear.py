@@ -65,16 +65,20 @@ def test_a_row_has_the_same_bits_at_every_batch_size_and_thread_count(native, sh
 @pytest.mark.parametrize(
     ("blocks_of", "packing", "bits"), [(int4_blocks, Packing.INT4, 5), (int8_blocks, Packing.INT8, 8.5)]
 )
-def test_blocks_give_the_bits_of_the_dequantised_weight(native, shape, blocks_of, packing, bits):
+def test_blocks_give_the_bits_of_the_dequantised_weight(native, relative_error, shape, blocks_of, packing, bits):
     if not native.has_blocks:
-        pytest.skip("this CPU has no avx512_bf16: INT4 falls back to BF16")
+        pytest.skip("this CPU has no AVX-512: INT4 falls back to BF16")
     blocks, bias, x = blocks_of(*shape), torch.randn(shape[0]), torch.randn(33, shape[1]).bfloat16()
     packed = make_linear(blocks, bias, WeightFormat.INT4)
     assert isinstance(packed, PackedLinear)
     assert packed.packing is packing
     dense = make_linear(blocks.dequantize(), bias, WeightFormat.BF16)
+    exact = x.double() @ blocks.dequantize().double().T + bias.double()
     for tokens in (1, 2, 3, 4, 5, 8, 33):
-        assert torch.equal(packed(x[:tokens]), dense(x[:tokens]))
+        if native.rounds_blocks:
+            assert torch.equal(packed(x[:tokens]), dense(x[:tokens]))
+        else:
+            assert relative_error(packed(x[:tokens], torch.float32), exact[:tokens]) < 1e-6
     if shape[0] % 48 == 0:
         assert packed.weight_bytes == shape[0] * shape[1] * bits / 8
 
