@@ -78,8 +78,54 @@ void multiply_keys(const float* q, const float* keys, int head_dim, f32x16 (&acc
   }
 }
 
+// The same in registers shorter than 16 lanes, 16 keys at a time.
+template <int Rows>
+void score_parts(const bf16* q, const bf16* keys, int head_dim, float* scores) {
+  for (int first = 0; first < kSubPanel; first += kLanes) {
+    Wide acc[Rows][kParts] = {};
+    for (int d = 0; d < head_dim; d += 2) {
+      WideWords pair[kParts];
+#pragma GCC unroll 4
+      for (int v = 0; v < kParts; v++) pair[v] = load_as<WideWords>(keys + d * kSubPanel + 2 * (first + v * kWidth));
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; r++) {
+        const Wide low = broadcast_wide(widen(q[r * head_dim + d]));
+        const Wide high = broadcast_wide(widen(q[r * head_dim + d + 1]));
+#pragma GCC unroll 4
+        for (int v = 0; v < kParts; v++) {
+          acc[r][v] = multiply_add(low, (Wide)(pair[v] << 16), acc[r][v]);
+          acc[r][v] = multiply_add(high, (Wide)(pair[v] & 0xffff0000u), acc[r][v]);
+        }
+      }
+    }
+    for (int r = 0; r < Rows; r++)
+      for (int v = 0; v < kParts; v++) store_as(scores + r * kChunk + first + v * kWidth, acc[r][v]);
+  }
+}
+
+template <int Rows>
+void score_parts(const float* q, const float* keys, int head_dim, float* scores) {
+  for (int first = 0; first < kSubPanel; first += kLanes) {
+    Wide acc[Rows][kParts] = {};
+    for (int d = 0; d < head_dim; d++) {
+      Wide key[kParts];
+#pragma GCC unroll 4
+      for (int v = 0; v < kParts; v++) key[v] = load_wide(keys + d * kSubPanel + first + v * kWidth);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; r++) {
+        const Wide x = broadcast_wide(q[r * head_dim + d]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kParts; v++) acc[r][v] = multiply_add(x, key[v], acc[r][v]);
+      }
+    }
+    for (int r = 0; r < Rows; r++)
+      for (int v = 0; v < kParts; v++) store_as(scores + r * kChunk + first + v * kWidth, acc[r][v]);
+  }
+}
+
 template <int Rows, class T>
 void score_rows(const T* q, const T* keys, int head_dim, float* scores) {
+  if constexpr (kParts > 1) return score_parts<Rows>(q, keys, head_dim, scores);
   f32x16 acc[Rows][4] = {};
   multiply_keys<Rows>(q, keys, head_dim, acc);
   for (int r = 0; r < Rows; r++)
@@ -98,11 +144,37 @@ void score(const T* q, const T* keys, int head_dim, int rows, float* scores) {
     }
 }
 
+// `weigh_rows` for 16 columns in registers shorter than 16 lanes.
+template <int Rows, class T>
+void weigh_parts(const float* scores, const T* const* values, int begin, int end, int d, int head_dim, float* part,
+                 const T* const* ahead) {
+  Wide acc[Rows][kParts] = {};
+  for (int key = begin; key < end; key++) {
+    if (ahead) prefetch(ahead[key - begin], head_dim * long(sizeof(T)));
+    Wide x[kParts];
+#pragma GCC unroll 4
+    for (int v = 0; v < kParts; v++) x[v] = load_wide(values[key] + d + v * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; r++) {
+      const Wide p = broadcast_wide(scores[r * kChunk + key]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kParts; v++) acc[r][v] = multiply_add(p, x[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < Rows; r++)
+    for (int v = 0; v < kParts; v++) store_as(part + long(r) * head_dim + d + v * kWidth, acc[r][v]);
+}
+
 // part[r][d..d + 16 V) = sum over keys of scores[r][key] * values[key], keys in order. Meanwhile the rows of `ahead`
 // (null for none, kChunk of them) come to the cache, one for each key.
 template <int Rows, int V, class T>
 void weigh_rows(const float* scores, const T* const* values, int begin, int end, int d, int head_dim, float* part,
                 const T* const* ahead) {
+  if constexpr (kParts > 1) {
+    for (int v = 0; v < V; v++)
+      weigh_parts<Rows>(scores, values, begin, end, d + v * kLanes, head_dim, part, v == 0 ? ahead : nullptr);
+    return;
+  }
   f32x16 acc[Rows][V] = {};
   for (int key = begin; key < end; key++) {
     const T* value = values[key] + d;

@@ -26,7 +26,6 @@ const char* gs_instruction_set() {
 #endif
 }
 
-int gs_blocks_supported() { return gs::blocks_supported(); }
 int gs_blocks_rounded() { return gs::blocks_rounded(); }
 
 long gs_packed_bytes(int n, int k, int packing) {

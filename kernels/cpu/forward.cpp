@@ -195,16 +195,14 @@ class Pass {
   void activate_by_panel(Team& team, const Linear& gate_up, const bf16* x) const {
     const int panels = m_.intermediate / kPanel;
     team.share(panels, [&](int panel) {
-      alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
+      alignas(64) float gate[kGroupRows * kPanel], up[kGroupRows * kPanel];
       const void* gate_panel = expanded_panel(gate_up, panel, s_.num_tokens, 0);
       const void* up_panel = expanded_panel(gate_up, panels + panel, s_.num_tokens, 1);
-      for (int row = 0; row < s_.num_tokens; row += kTileRows) {
-        const int count = std::min(kTileRows, s_.num_tokens - row);
+      for (int row = 0; row < s_.num_tokens; row += kGroupRows) {
+        const int count = std::min(kGroupRows, s_.num_tokens - row);
         const bf16* rows = x + long(row) * m_.hidden;
-        multiply_tile(gate_up, panel, gate_panel, rows, m_.hidden, count, gate,
-                      lines_ahead(gate_up, panel + team.size, row));
-        multiply_tile(gate_up, panels + panel, up_panel, rows, m_.hidden, count, up,
-                      lines_ahead(gate_up, panels + panel + team.size, row));
+        multiply_group(gate_up, panel, gate_panel, rows, m_.hidden, count, gate, panel + team.size, row);
+        multiply_group(gate_up, panels + panel, up_panel, rows, m_.hidden, count, up, panels + panel + team.size, row);
         for (int r = 0; r < count; r++)
           activate_row(gate + r * kPanel, up + r * kPanel, activated(row + r) + panel * kPanel, kPanel);
       }

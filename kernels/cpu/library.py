@@ -48,7 +48,6 @@ class Library:
         self.workspace_bytes = _function(library, "gs_workspace_bytes", c_long, POINTER(abi.ModelABI), c_int)
         self.forward = _function(library, "gs_forward", None, POINTER(abi.ModelABI), POINTER(abi.StepABI))
         self.instruction_set = str(_function(library, "gs_instruction_set", c_char_p)().decode())
-        self.has_blocks = bool(_function(library, "gs_blocks_supported", c_int)())
         self.rounds_blocks = bool(_function(library, "gs_blocks_rounded", c_int)())
         self.set_threads(usable_cores())
 

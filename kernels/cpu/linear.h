@@ -5,6 +5,8 @@
 // very bf16 weights the bf16 form stores, so all forms give the same bits too; elsewhere they expand to fp32, unrounded.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace gs {
@@ -13,6 +15,13 @@ constexpr int kPanelVectors = 3;
 constexpr int kPanel = kPanelVectors * kLanes;  // outputs of one panel
 constexpr int kTileRows = 8;                    // rows computed at once: 8 x 3 accumulators in 32 registers
 constexpr int kDirectRows = 4;                  // up to here, codes are expanded in registers
+#if defined(__AVX512BF16__)
+constexpr bool kBf16Pairs = true;  // an instruction multiplies pairs of bf16
+constexpr int kGroupRows = kTileRows;
+#else
+constexpr bool kBf16Pairs = false;
+constexpr int kGroupRows = 64;  // rows that share a part of a panel while it is in the first-level cache
+#endif
 constexpr int kBlock = 32;                      // inputs that share a scale
 constexpr int kInt4BlockBytes = kLanes * 2 * 2 + kLanes * kBlock / 2;  // of 16 outputs
 constexpr int kInt8BlockBytes = kLanes * 2 + kLanes * kBlock;
@@ -53,8 +62,15 @@ inline void multiply_pairs(const bf16* x, long stride, const bf16* panel, int pa
   }
 }
 
-bool blocks_supported();  // the 4-bit and 8-bit forms
-bool blocks_rounded();    // whether they expand to bf16, else to fp32
+// Calls body(std::integral_constant<int, rows>), 1 <= rows <= Most <= 8.
+template <int Most, class Body>
+inline void with_rows(int rows, const Body& body) {
+  if constexpr (Most > 1)
+    if (rows < Most) return with_rows<Most - 1>(rows, body);
+  body(std::integral_constant<int, Most>{});
+}
+
+bool blocks_rounded();  // whether the 4-bit and 8-bit forms expand to bf16, else to fp32
 
 void pack_bf16(const bf16* weight, int n, int k, void* panels);
 // codes [N, K] 0..15; scales and minimums [N, K / 32] as IEEE half bits.
@@ -62,8 +78,8 @@ void pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* min
 // codes [N, K] signed; scales as above.
 void pack_int8(const int8_t* codes, const uint16_t* scales, int n, int k, void* panels);
 
-// A panel as `multiply_tile` reads it: the panel itself, or its codes expanded into scratch of this thread (two slots);
-// null where `multiply_tile` expands as it goes, which is faster for few rows.
+// A panel as `multiply_group` reads it: the panel itself, or its codes expanded into scratch of this thread (two slots);
+// null where `multiply_group` expands as it goes, which is faster for few rows.
 const void* expanded_panel(const Linear& linear, int panel, int rows, int slot);
 
 // The part of panel `next` to fetch while the tile that begins at `row` is computed: a cache line for each pair.
@@ -72,22 +88,21 @@ inline const char* lines_ahead(const Linear& linear, int next, int row) {
   return next < linear.num_panels() && offset < linear.panel_bytes() ? linear.panel(next) + offset : linear.panel(0);
 }
 
-// Up to kTileRows rows of one panel, bias added, into out[row * kPanel]. `expanded`: from `expanded_panel`, or null to
-// expand codes on the way.
-void multiply_tile(const Linear& linear, int panel, const void* expanded, const bf16* x, long stride, int rows,
-                   float* out, const char* ahead);
+// Up to kGroupRows rows of one panel, bias added, into out[row * kPanel]. `expanded`: from `expanded_panel`.
+// `first_row`: the place of these rows in the batch; meanwhile its part of the panel `next` comes to the cache.
+void multiply_group(const Linear& linear, int panel, const void* expanded, const bf16* x, long stride, int rows,
+                    float* out, int next, int first_row);
 
-// Calls sink(first_row, count, tile) for each tile of rows of one panel; meanwhile the panel `next` comes to the cache.
+// Calls sink(first_row, count, sums) for each group of rows of one panel.
 template <class Sink>
 inline void multiply_panel(const Linear& linear, int panel, int next, const bf16* x, long stride, int rows,
                            const Sink& sink) {
-  alignas(64) float tile[kTileRows * kPanel];
+  alignas(64) float sums[kGroupRows * kPanel];
   const void* expanded = expanded_panel(linear, panel, rows, 0);
-  for (int row = 0; row < rows; row += kTileRows) {
-    const int count = rows - row < kTileRows ? rows - row : kTileRows;
-    multiply_tile(linear, panel, expanded, x + row * stride, stride, count, tile,
-                  lines_ahead(linear, next, row));
-    sink(row, count, tile);
+  for (int row = 0; row < rows; row += kGroupRows) {
+    const int count = rows - row < kGroupRows ? rows - row : kGroupRows;
+    multiply_group(linear, panel, expanded, x + row * stride, stride, count, sums, next, row);
+    sink(row, count, sums);
   }
 }
 

@@ -106,7 +106,7 @@ def pack_int8(codes: torch.Tensor, scales: torch.Tensor, block: int, bias: torch
 def _library_for_blocks(codes: torch.Tensor, block: int) -> Library | None:
     library = native_library()
     covered = block == BLOCK and codes.shape[1] % block == 0 and codes.device.type == "cpu"
-    return library if library is not None and library.has_blocks and covered else None
+    return library if library is not None and covered else None
 
 
 def _exact_halves(values: torch.Tensor) -> torch.Tensor | None:

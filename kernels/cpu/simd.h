@@ -35,7 +35,8 @@ inline void store_as(void* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-inline f32x16 broadcast(float x) { return f32x16{} + x; }
+// Not `f32x16{} + x`: the addition stays in the code, for the sake of -0.
+inline f32x16 broadcast(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline f32x16 load(const float* p) { return load_as<f32x16>(p); }
 inline void store(float* p, f32x16 v) { store_as(p, v); }
 
@@ -88,6 +89,51 @@ inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return load_as<f32x16>(c2);
 #else
   return a * b + c;
+#endif
+}
+
+// Vectors as long as a register, for inner loops: GCC keeps longer ones in memory.
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kParts = kLanes / kWidth;
+
+typedef float Wide __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t WideWords __attribute__((vector_size(kWidth * 4)));
+typedef int32_t WideInts __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t WideHalves __attribute__((vector_size(kWidth * 2)));
+typedef int8_t WideBytes __attribute__((vector_size(kWidth)));
+
+inline Wide broadcast_wide(float x) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (Wide)_mm256_set1_ps(x);
+#else
+  return Wide{x, x, x, x};
+#endif
+}
+
+inline Wide multiply_add(Wide a, Wide b, Wide c) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Wide)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Wide load_wide(const float* p) { return load_as<Wide>(p); }
+inline Wide load_wide(const bf16* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (Wide)((WideWords)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+#else
+  return (Wide)(__builtin_convertvector(load_as<WideHalves>(p), WideWords) << 16);
 #endif
 }
 

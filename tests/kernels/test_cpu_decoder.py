@@ -153,14 +153,17 @@ def test_tokens_decoded_in_any_company_have_the_same_bits(native, paged_batch, w
         assert torch.equal(outcome, outcomes[0])
 
 
-def test_int4_and_bf16_give_the_same_bits(native, paged_batch):
+def test_int4_and_bf16_agree(native, paged_batch, relative_error):
+    """Bit for bit where codes expand to bf16; elsewhere they are not rounded, which is nearer to the file."""
     model = Model(qwen=False, int4=True)
     metadata = paged_batch([1, 5, 20], [1, 5, 20]).metadata
     outcomes = [
         model.pack(weight_format).forward(torch.arange(26), metadata, model.caches())
         for weight_format in (WeightFormat.BF16, WeightFormat.INT4)
     ]
-    assert torch.equal(*outcomes)
+    if native.rounds_blocks:
+        assert torch.equal(*outcomes)
+    assert relative_error(outcomes[1], outcomes[0]) < 8e-3
 
 
 def test_slot_minus_one_writes_nothing(native, paged_batch):

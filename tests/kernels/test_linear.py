@@ -44,30 +44,30 @@ def test_bf16_against_fp64(any_library, relative_error, shape, with_bias):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_has_the_same_bits_at_every_batch_size_and_thread_count(native, shape):
+def test_a_row_has_the_same_bits_at_every_batch_size_and_thread_count(any_library, shape):
     x = torch.randn(max(BATCHES), shape[1]).bfloat16()
     for linear in (
         make_linear(torch.randn(shape), None, WeightFormat.BF16),
         make_linear(int4_blocks(*shape), None, WeightFormat.INT4),
+        make_linear(int8_blocks(*shape), None, WeightFormat.INT4),
     ):
         assert linear.batch_invariant
-        native.set_threads(1)
+        any_library.set_threads(1)
         alone = torch.cat([linear(row.unsqueeze(0)) for row in x])
         for threads in (1, 2):
-            native.set_threads(threads)
+            any_library.set_threads(threads)
             for tokens in BATCHES:
                 assert torch.equal(linear(x[:tokens]), alone[:tokens])
                 assert torch.equal(linear(x[-tokens:]), alone[-tokens:])
-    native.set_threads(1)
+    any_library.set_threads(1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("blocks_of", "packing", "bits"), [(int4_blocks, Packing.INT4, 5), (int8_blocks, Packing.INT8, 8.5)]
 )
-def test_blocks_give_the_bits_of_the_dequantised_weight(native, relative_error, shape, blocks_of, packing, bits):
-    if not native.has_blocks:
-        pytest.skip("this CPU has no AVX-512: INT4 falls back to BF16")
+def test_blocks_give_the_dequantised_weight(any_library, relative_error, shape, blocks_of, packing, bits):
+    """The very bits of the bf16 form where weights are rounded to bf16, else the weights unrounded."""
     blocks, bias, x = blocks_of(*shape), torch.randn(shape[0]), torch.randn(33, shape[1]).bfloat16()
     packed = make_linear(blocks, bias, WeightFormat.INT4)
     assert isinstance(packed, PackedLinear)
@@ -75,7 +75,7 @@ def test_blocks_give_the_bits_of_the_dequantised_weight(native, relative_error, 
     dense = make_linear(blocks.dequantize(), bias, WeightFormat.BF16)
     exact = x.double() @ blocks.dequantize().double().T + bias.double()
     for tokens in (1, 2, 3, 4, 5, 8, 33):
-        if native.rounds_blocks:
+        if any_library.rounds_blocks:
             assert torch.equal(packed(x[:tokens]), dense(x[:tokens]))
         else:
             assert relative_error(packed(x[:tokens], torch.float32), exact[:tokens]) < 1e-6
