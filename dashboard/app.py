@@ -11,7 +11,8 @@ from dashboard.errors import ApiError
 from dashboard.views.formats import UNKNOWN, plain
 from dashboard.views.health import banners
 
-PAGES = Path(__file__).parent / "pages"
+# Not a folder named `pages`: Streamlit would run its files by themselves until the first `st.navigation`.
+PAGES = Path(__file__).parent / "screens"
 ASSETS = Path(__file__).parent / "assets"
 SIDEBAR_PX = 216
 

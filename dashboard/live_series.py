@@ -14,7 +14,8 @@ from dashboard.schema_state import SeriesAnswer, SeriesInfo
 
 WINDOW_S = 900.0
 REFRESH_S = 1.0
-CATALOGUE_S = 60.0
+CATALOGUE_S = 10.0
+"""A series joins the catalogue with its first figure, such as the first latency."""
 MAX_SERIES_PER_CALL = 16
 MAX_POINTS = 2000
 OVERLAP_S = 3.0

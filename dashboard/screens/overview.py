@@ -86,7 +86,8 @@ def draw(snapshot: Snapshot, frame: pd.DataFrame, span_s: float) -> None:
     alt = "Power and cap, SM clock, carbon intensity with forecast, and TTFT p99 with SLO, on one time axis."
     window_ms = (since_ms, now_ms + AHEAD * span_s * 1000)
     show.panels(frame, made, window_ms, snapshot, "overview-stack", alt, now_ms)
-    st.caption("Times are UTC. Dotted lines: actuations and operators' acts. Vertical line: now.")
+    span = next(name for name, seconds in RANGES.items() if seconds == span_s)
+    st.caption(f"Range: {span}. Times are UTC. Dotted lines: actuations and operators' acts. Vertical line: now.")
 
 
 page()
