@@ -64,14 +64,15 @@ def _no_components() -> Iterator[None]:
 def open_page(url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     """`open_page("holds", role="viewer")`: the page after its first run. `api` replaces the emulator's address."""
 
-    def run(name: str, role: str = "admin", api: str | None = None, **environment: Any) -> AppTest:
+    def run(name: str, role: str | None = "admin", api: str | None = None, **environment: Any) -> AppTest:
         monkeypatch.setenv(settings.API, api or url)
         monkeypatch.setenv(settings.INFERENCE_API, api or url)
         for key, value in environment.items():
             monkeypatch.setenv(key, str(value))
         clear_caches()
         page = AppTest.from_file(str(APP), default_timeout=60)
-        page.session_state["api_token"] = role
+        if role is not None:
+            page.session_state["api_token"] = role
         page.run()
         return page if name == "overview" else page.switch_page(f"screens/{name}.py").run()
 
