@@ -80,7 +80,8 @@ class Worker:
         self._stopping = False
         # Guides compile on a thread; the request joins the queue when its guide is ready.
         self._compilers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guide")
-        self._compiling: dict[str, tuple[Request, Future[object]]] = {}
+        self._compiling: dict[str, tuple[Request, int, Future[object]]] = {}
+        self._tickets: dict[str, int] = {}
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._poller = zmq.Poller()
@@ -122,6 +123,7 @@ class Worker:
             case Abort(request_ids=request_ids):
                 for request_id in request_ids:
                     self._compiling.pop(request_id, None)
+                    self._tickets.pop(request_id, None)
                 self._engine.abort(request_ids)
                 if not self._engine.has_work:
                     self._send(StepOutputs((), None, self._stats(), self._fault))
@@ -151,31 +153,33 @@ class Worker:
             eos_token_ids=self._eos_token_ids,
         )
         if sampling.guide is None:
-            self._add(request)
+            self._add(request, message.ticket)
             return
         future: Future[object] = self._compilers.submit(self._compiler.compile, sampling.guide)
-        self._compiling[request.request_id] = (request, future)
+        self._compiling[request.request_id] = (request, message.ticket, future)
         future.add_done_callback(lambda _: self._wake())
 
     def _add_compiled(self) -> None:
-        for request_id, (request, future) in list(self._compiling.items()):
+        for request_id, (request, ticket, future) in list(self._compiling.items()):
             if not future.done():
                 continue
             del self._compiling[request_id]
             error = future.exception()
             if error is None:
-                self._add(request)
+                self._add(request, ticket)
             else:
-                self._refuse(request_id, f"guided output cannot be compiled: {error}")
+                self._refuse(request_id, ticket, f"guided output cannot be compiled: {error}")
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request, ticket: int) -> None:
         try:
             self._engine.add(request)
         except ValueError as error:
-            self._refuse(request.request_id, str(error))
+            self._refuse(request.request_id, ticket, str(error))
+        else:
+            self._tickets[request.request_id] = ticket
 
-    def _refuse(self, request_id: str, reason: str) -> None:
-        delta = Delta(request_id, (), (), FinishReason.ERROR, 0, reason)
+    def _refuse(self, request_id: str, ticket: int, reason: str) -> None:
+        delta = Delta(request_id, ticket, (), (), FinishReason.ERROR, 0, reason)
         self._send(StepOutputs((delta,), None, self._stats(), self._fault))
 
     def _send_outcome(self, outcome: StepOutcome) -> None:
@@ -185,6 +189,7 @@ class Worker:
         deltas = tuple(
             Delta(
                 update.request.request_id,
+                self._tickets[update.request.request_id],
                 update.token_ids,
                 update.logprobs,
                 update.finish_reason,
@@ -193,6 +198,9 @@ class Worker:
             )
             for update in outcome.updates
         )
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                del self._tickets[delta.request_id]
         if deltas or outcome.record is not None or outcome.fault is not None:
             self._send(StepOutputs(deltas, outcome.record, self._stats(), self._fault))
         if not self._engine.has_work:
