@@ -9,13 +9,13 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from engine.gguf_quants import SUPPORTED_TYPES
+if TYPE_CHECKING:
+    import torch
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -36,6 +36,10 @@ SCALARS: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
 }
+# What `engine.gguf_quants` reads.
+SUPPORTED_TYPES = tuple(
+    GGMLQuantizationType[name] for name in "F32 F16 BF16 Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q8_0 Q5_K Q6_K".split()
+)
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -74,6 +78,9 @@ class GgufFile:
 
     def raw(self, tensor: GgufTensor) -> torch.Tensor:
         """The tensor's bytes as stored, uint8 `[rows, bytes of a row]`; a view of the mapped file."""
+        # Not above: who reads headers and tokenizers alone, as the front end does, needs no torch.
+        import torch
+
         flat = torch.from_numpy(self._bytes[tensor.offset : tensor.offset + tensor.nbytes])
         return flat.view(math.prod(tensor.shape[:-1]), -1)
 
