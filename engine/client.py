@@ -73,7 +73,8 @@ class _Stream:
 class EngineClient:
     """One engine process and the streams of tokens that come out of it.
 
-    `on_loading` sees the progress of each start, `on_step` every step's record; both run on the event loop.
+    `on_loading` sees the progress of each start, `on_step` (which may be set later) every step's record; both run on
+    the event loop.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class EngineClient:
     ) -> None:
         self._config = config
         self._on_loading = on_loading
-        self._on_step = on_step
+        self.on_step = on_step
         self._streams: dict[str, _Stream] = {}
         self._next_ticket = 0
         self._info: EngineInfo | None = None
@@ -269,7 +270,11 @@ class EngineClient:
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
-        self._send(Shutdown())
+        if self._ready.is_set():
+            self._send(Shutdown())
+        else:
+            # While it loads it takes no messages, and there is nothing to save.
+            process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
@@ -308,9 +313,9 @@ class EngineClient:
                         delta.token_ids, delta.logprobs, delta.finish_reason, delta.num_cached_tokens, delta.error
                     )
                 )
-        if outputs.record is not None and self._on_step is not None:
+        if outputs.record is not None and self.on_step is not None:
             try:
-                self._on_step(outputs.record, outputs.stats)
+                self.on_step(outputs.record, outputs.stats)
             except Exception:
                 logger.exception("a step's record was not taken; serving goes on")
 

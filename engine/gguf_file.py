@@ -37,8 +37,18 @@ SCALARS: dict[int, np.dtype[Any]] = {
     12: np.dtype("<f8"),
 }
 # What `engine.gguf_quants` reads.
-SUPPORTED_TYPES = tuple(
-    GGMLQuantizationType[name] for name in "F32 F16 BF16 Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q8_0 Q5_K Q6_K".split()
+SUPPORTED_TYPES = (
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q4_1,
+    GGMLQuantizationType.Q4_K,
+    GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q5_1,
+    GGMLQuantizationType.Q8_0,
+    GGMLQuantizationType.Q5_K,
+    GGMLQuantizationType.Q6_K,
 )
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")

@@ -208,7 +208,7 @@ async def test_pause_holds_everything_and_survives_a_restart(client):
 
 async def test_limits_reach_the_scheduler(client):
     records = []
-    client._on_step = lambda record, stats: records.append(stats)
+    client.on_step = lambda record, stats: records.append(stats)
     await client.set_limits(max_running=2)
     await asyncio.gather(*(collect(client, generation(f"r{index}")) for index in range(8)))
     assert max(stats.running for stats in records) <= 2
@@ -252,6 +252,18 @@ async def test_a_start_that_cannot_work_says_why(tiny_model, changes, message):
     with pytest.raises(EngineStartError, match=message):
         await client.start()
     await client.close()
+
+
+async def test_an_engine_that_is_still_loading_is_ended_without_waiting_for_it(tiny_model):
+    stages = []
+    client = EngineClient(config(tiny_model), on_loading=stages.append)
+    starting = asyncio.create_task(client.start())
+    await until(lambda: stages, "the process speaks", 120.0)
+    engine = psutil.Process(client.pid)
+    starting.cancel()
+    await client.close()
+    assert not engine.is_running()
+    assert client._process.returncode == -signal.SIGTERM
 
 
 def test_the_engine_ends_when_its_front_end_is_killed(tiny_model):
