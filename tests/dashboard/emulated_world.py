@@ -40,6 +40,7 @@ def clock_at(t: float) -> float:
 class World:
     condition: str = "live"
     gpus: int = 2
+    step_s: float = 1.0
     mode: str = "enforce"
     text: str = field(default_factory=lambda: POLICY.read_text("utf-8"))
     revisions: list[api.PolicyRevision] = field(default_factory=list)
