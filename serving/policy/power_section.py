@@ -42,8 +42,14 @@ class SloSlackSettings(Section):
     """Share of the SLO a prediction may use."""
     guard: Fraction = 0.97
     """Share of the SLO at which a measured latency raises the caution, and a waiting request ends the slack."""
+    lost: Positive = 1.1
+    """Share of the SLO above which a measured latency ends the slack too."""
     guard_s: NonNegative = 5.0
-    """How long it stays ended, also after a latency clearly over the SLO."""
+    """How long it stays ended."""
+    deaf_s: NonNegative = 15.0
+    """How long measured latencies are not heard again: they look back 30 s."""
+    alarm: float = Field(default=1.15, ge=1.0)
+    """Factor of the caution at each breach."""
     headroom: float = Field(default=1.08, ge=1.0)
     """Growth of the load to be ready for."""
     leave_headroom: float = Field(default=1.2, ge=1.0)
