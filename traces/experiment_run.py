@@ -143,7 +143,7 @@ def _keep(
 ) -> None:
     write_run(outcome.result, folder)
     outcome.timeline.write(folder / TIMELINE_FILE)
-    row = row_of(cell, outcome, experiment) | {"fingerprint": fingerprint(experiment, cell, data)} | cost
+    row = {**row_of(cell, outcome, experiment), "fingerprint": fingerprint(experiment, cell, data), **cost}
     scratch = folder / f".{CELL_FILE}.part"
     scratch.write_bytes(msgspec.json.format(msgspec.json.encode(row), indent=1))
     os.replace(scratch, folder / CELL_FILE)
