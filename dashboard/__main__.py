@@ -51,6 +51,7 @@ def options(host: str, port: int, allowed_hosts: Sequence[str]) -> list[tuple[st
         ("browser.gatherUsageStats", "false"),
         ("client.showErrorDetails", "none"),
         ("client.toolbarMode", "minimal"),
+        ("logger.hideWelcomeMessage", "true"),
         ("runner.magicEnabled", "false"),
         ("theme.base", str(HERE / "theme.toml")),
     ]

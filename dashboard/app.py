@@ -11,7 +11,10 @@ from dashboard.errors import ApiError
 from dashboard.views.formats import UNKNOWN, plain
 from dashboard.views.health import banners
 
-PAGES = Path(__file__).parent / "pages"
+# Not a folder named `pages`: Streamlit would run its files by themselves until the first `st.navigation`.
+PAGES = Path(__file__).parent / "screens"
+ASSETS = Path(__file__).parent / "assets"
+SIDEBAR_PX = 216
 
 
 def pages() -> dict[str, list[st.Page]]:
@@ -52,8 +55,9 @@ def status() -> None:
     for made in banners(snapshot):
         show.banner(made)
     if snapshot.state is not None and snapshot.state.simulated:
-        st.caption(
-            ":violet-badge[:material/science: simulated] Power comes from a simulated device, not from hardware."
+        st.markdown(
+            ":violet-badge[:material/science: simulated] "
+            ":small[:gray[Power comes from a simulated device, not from hardware.]]"
         )
 
 
@@ -83,7 +87,15 @@ def sidebar() -> None:
         st.caption(f"{plain(name)} · role {role}")
 
 
-st.set_page_config(page_title="gridserve", page_icon=":material/bolt:", layout="wide")
+# Own pictures: for a Material icon the browser would ask a font service outside.
+st.set_page_config(
+    page_title="gridserve",
+    page_icon=str(ASSETS / "mark.svg"),
+    layout="wide",
+    initial_sidebar_state=SIDEBAR_PX,
+    menu_items={"Get help": None, "Report a bug": None, "About": None},
+)
+st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "mark.svg"), size="large")
 if session.open_session():
     chosen = st.navigation(pages(), expanded=True)
     status()

@@ -97,7 +97,7 @@ class AdminClient:
     def export(self, what: str, file_format: str, since_unix_s: float | None, until_unix_s: float | None) -> bytes:
         """`what`: requests or audit; `file_format`: csv or json."""
         query: Query = {"format": file_format, "since_unix_s": since_unix_s, "until_unix_s": until_unix_s}
-        return self._send("GET", f"/api/v1/{what}/export", params=_present(query)).content
+        return self._send("GET", f"/api/v1/exports/{what}", params=_present(query)).content
 
     def audit(self, limit: int = 100, before_seq: int | None = None, kind: str | None = None) -> AuditPage:
         return self._get("/api/v1/audit", AuditPage, {"limit": limit, "before_seq": before_seq, "kind": kind})

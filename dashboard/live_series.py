@@ -14,12 +14,14 @@ from dashboard.schema_state import SeriesAnswer, SeriesInfo
 
 WINDOW_S = 900.0
 REFRESH_S = 1.0
-CATALOGUE_S = 60.0
+CATALOGUE_S = 10.0
+"""A series joins the catalogue with its first figure, such as the first latency."""
 MAX_SERIES_PER_CALL = 16
 MAX_POINTS = 2000
 OVERLAP_S = 3.0
 """Asked again at each step: a point is only complete once its second is over."""
 REFILL_AFTER_S = 30.0
+BRIDGED_POINTS = 2
 
 
 def frame_of(answers: Sequence[SeriesAnswer]) -> pd.DataFrame:
@@ -97,4 +99,20 @@ def merge(old: pd.DataFrame, new: pd.DataFrame, now_unix_s: float) -> pd.DataFra
         new = pd.concat([old[old.index < new.index[0]], new])
     elif new.empty:
         new = old
-    return new[new.index >= (now_unix_s - WINDOW_S) * 1000] if len(new) else new
+    return bridged(new[new.index >= (now_unix_s - WINDOW_S) * 1000]) if len(new) else new
+
+
+def bridged(frame: pd.DataFrame, most: int = BRIDGED_POINTS) -> pd.DataFrame:
+    """Gaps of at most `most` points inside a series keep the value before them; longer ones stay gaps.
+
+    A server samples each second, though never exactly: two samples can fall into one second and none into the next.
+    """
+    absent = frame.isna()
+    if not absent.to_numpy().any():
+        return frame
+    filled = frame.ffill().where(frame.bfill().notna())
+    for name in frame.columns[absent.any()]:
+        runs = (~absent[name]).cumsum()
+        lengths = absent[name].groupby(runs).transform("sum")
+        filled[name] = filled[name].where(lengths <= most, frame[name])
+    return filled

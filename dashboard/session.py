@@ -134,7 +134,7 @@ def show_error(error: ApiError) -> None:
     from dashboard.views.formats import plain
 
     status: Any = getattr(error, "status", None)
-    if status == 404:
+    if status in (404, 501) or (status == 503 and "no ledger" in str(error).lower()):
         st.info(plain(str(error)), icon=":material/info:")
     elif status == 403:
         st.warning(plain(str(error)), icon=":material/lock:")

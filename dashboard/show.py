@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
 
 from dashboard import session
+from dashboard.snapshot import Snapshot
 from dashboard.views.charts import PANEL_PX, Panel, height_px, stack
 from dashboard.views.formats import plain
 from dashboard.views.health import Banner, Level, markdown
-from dashboard.views.origin import DataState, Origin
+from dashboard.views.origin import DataState, Origin, aged
 from dashboard.views.overview import Tile
+
+TILES_IN_A_ROW, TILE_PX, TILES_PX = 3, 128, 410
+TABLE_PX = 420
 
 ICONS = {
     DataState.LIVE: (":material/sensors:", "green"),
@@ -26,26 +31,36 @@ ICONS = {
 
 def origin_line(origin: Origin) -> str:
     """State with icon and word (never colour alone), then source and age."""
+    return " ".join(origin_parts(origin))
+
+
+def origin_parts(origin: Origin) -> tuple[str, str]:
     icon, colour = ICONS[origin.state]
-    return f":{colour}-badge[{icon} {origin.state.value}] {plain(origin.text)}"
+    return f":{colour}-badge[{icon} {origin.state.value}]", plain(origin.text)
 
 
 def origin(of: Origin) -> None:
-    st.caption(origin_line(of))
+    badge, text = origin_parts(of)
+    st.markdown(f"{badge} :small[:gray[{text}]]")
 
 
 def tile(made: Tile) -> None:
     with st.container(border=True, height="stretch", gap="xsmall"):
         flag = ":orange[:material/warning:] " if made.bad else ""
         st.metric(flag + made.label, made.value, help=made.help or None)
-        st.caption(plain(made.against) or " ")
-        origin(made.origin)
+        badge, text = origin_parts(made.origin)
+        # Not a caption: its faded text takes the contrast out of the badge.
+        st.markdown(f":small[{plain(made.against) or ' '}]  \n{badge}  \n:small[:gray[{text}]]")
 
 
-def tile_row(made: Sequence[Tile], columns: int = 6, min_px: int = 136) -> None:
-    with st.grid(columns, min_column_width=min_px, gap="small"):
-        for each in made:
-            tile(each)
+def tile_row(made: Sequence[Tile], snapshot: Snapshot) -> None:
+    """Six in one row on a wide page, three and three on a narrow one; all grow stale when the API falls silent."""
+    with st.grid(2, min_column_width=TILES_PX, gap="small"):
+        for first in range(0, len(made), TILES_IN_A_ROW):
+            part = made[first : first + TILES_IN_A_ROW]
+            with st.grid(len(part), min_column_width=TILE_PX, gap="small", height="stretch"):
+                for each in part:
+                    tile(replace(each, origin=aged(each.origin, snapshot)))
 
 
 def banner(made: Banner) -> None:
@@ -59,21 +74,26 @@ def panels(
     frame: pd.DataFrame,
     made: Sequence[Panel],
     window_ms: tuple[float, float],
+    snapshot: Snapshot,
     key: str,
     alt: str,
     now_ms: float | None = None,
     panel_px: int = PANEL_PX,
 ) -> None:
-    option = stack(frame, made, window_ms, session.colours(), now_ms, panel_px)
+    shown = [each if each.origin is None else replace(each, origin=aged(each.origin, snapshot)) for each in made]
+    option = stack(frame, shown, window_ms, session.colours(), now_ms, panel_px)
     st.echarts_chart(option, height=height_px(made, panel_px), key=key, alt=alt)
 
 
-def table(rows: Sequence[Mapping[str, Any]], key: str, alt: str, empty: str, **options: Any) -> Any:
-    """Text in cells is plain text: nothing of a tenant's or a model's is interpreted."""
+def table(
+    rows: Sequence[Mapping[str, Any]], key: str, alt: str, empty: str, most_rows: int = 12, **options: Any
+) -> Any:
+    """Text in cells is plain text: nothing of a tenant's or a model's is interpreted. Longer ones scroll."""
     if not rows:
         st.info(empty, icon=":material/inbox:")
         return None
-    return st.dataframe(pd.DataFrame(rows), hide_index=True, key=key, alt=alt, **options)
+    height: int | Literal["content"] = "content" if len(rows) <= most_rows else TABLE_PX
+    return st.dataframe(pd.DataFrame(rows), hide_index=True, key=key, alt=alt, height=height, **options)
 
 
 def heading(title: str, text: str) -> None:

@@ -88,6 +88,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         BlockPool(num_blocks, config.block_size),
     )
     report("warming up")
+    compiler.prepare()
     if isinstance(runner, DeviceRunner):
         runner.warm_up(lambda done, total: report("compiling kernels and capturing graphs", done, total))
     else:

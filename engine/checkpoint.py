@@ -1,16 +1,22 @@
-"""A model on disk, whatever its format: its shape, its weights and its tokenizer."""
+"""A model on disk, whatever its format: its shape, its weights and its tokenizer.
+
+Imports no torch until the weights are opened: the front end, which reads the rest, starts without it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config_reading import config_from_gguf, config_from_hf
 from engine.gguf_file import GgufFile
 from engine.model_config import ModelConfig
-from engine.safetensors_folder import SafetensorsWeights
+from engine.safetensors_files import safetensors_files
 from engine.tokenizer import Tokenizer, load_gguf_tokenizer, load_hf_tokenizer, read_json
-from engine.weights import GgufWeights, Weights
+
+if TYPE_CHECKING:
+    from engine.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +27,17 @@ class Checkpoint:
     config: ModelConfig
     _gguf: GgufFile | None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as stored. Raises `ValueError` when files are missing."""
+        if self._gguf is None:
+            return sum(path.stat().st_size for path in safetensors_files(self.path))
+        return sum(tensor.nbytes for tensor in self._gguf.tensors.values())
+
     def open_weights(self) -> Weights:
+        from engine.safetensors_folder import SafetensorsWeights
+        from engine.weights import GgufWeights
+
         return SafetensorsWeights(self.path) if self._gguf is None else GgufWeights(self._gguf, self.config)
 
     def load_tokenizer(self) -> Tokenizer:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -61,10 +62,19 @@ class EngineStartError(Exception):
     """The engine cannot start; the message says why and what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A generation under way; `ticket` tells it from an earlier one of the same id."""
+
+    ticket: int
+    arrivals: asyncio.Queue[TokenDelta | EngineUnavailableError] = field(default_factory=asyncio.Queue)
+
+
 class EngineClient:
     """One engine process and the streams of tokens that come out of it.
 
-    `on_loading` sees the progress of each start, `on_step` every step's record; both run on the event loop.
+    `on_loading` sees the progress of each start, `on_step` (which may be set later) every step's record; both run on
+    the event loop.
     """
 
     def __init__(
@@ -72,8 +82,9 @@ class EngineClient:
     ) -> None:
         self._config = config
         self._on_loading = on_loading
-        self._on_step = on_step
-        self._streams: dict[str, asyncio.Queue[TokenDelta | EngineUnavailableError]] = {}
+        self.on_step = on_step
+        self._streams: dict[str, _Stream] = {}
+        self._next_ticket = 0
         self._info: EngineInfo | None = None
         self._stats: EngineStats | None = None
         self._health = EngineHealth(False, "the engine has not been started")
@@ -130,7 +141,8 @@ class EngineClient:
         request_id = generation.request_id
         if request_id in self._streams:
             raise ValueError(f"request id {request_id!r} is already running; ids must be unique while they run")
-        stream = self._streams[request_id] = asyncio.Queue()
+        stream = self._streams[request_id] = _Stream(self._next_ticket)
+        self._next_ticket += 1
         finished = False
         try:
             self._send(
@@ -141,10 +153,11 @@ class EngineClient:
                     time.monotonic(),
                     generation.priority,
                     generation.cache_salt,
+                    stream.ticket,
                 )
             )
             while not finished:
-                delta = await stream.get()
+                delta = await stream.arrivals.get()
                 if isinstance(delta, EngineUnavailableError):
                     finished = True
                     raise delta
@@ -160,10 +173,16 @@ class EngineClient:
         stream = self._streams.get(request_id)
         if stream is not None:
             self._send(Abort((request_id,)))
-            stream.put_nowait(TokenDelta((), (), FinishReason.ABORT, 0, None))
+            stream.arrivals.put_nowait(TokenDelta((), (), FinishReason.ABORT, 0, None))
 
     async def set_limits(self, token_budget: int | None = None, max_running: int | None = None) -> None:
-        """Lower the scheduler's token budget or concurrency; None lifts a limit. Kept across restarts."""
+        """Lower the scheduler's token budget or concurrency; None lifts a limit. Kept across restarts.
+
+        Raises `ValueError` below 1: `set_paused` stops everything.
+        """
+        for name, value in (("token_budget", token_budget), ("max_running", max_running)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}; use set_paused to stop")
         self._limits = SetLimits(token_budget, max_running)
         self._send(self._limits)
 
@@ -251,7 +270,11 @@ class EngineClient:
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
-        self._send(Shutdown())
+        if self._ready.is_set():
+            self._send(Shutdown())
+        else:
+            # While it loads it takes no messages, and there is nothing to save.
+            process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
@@ -284,19 +307,19 @@ class EngineClient:
         self._health = EngineHealth(outputs.fault is None, outputs.fault)
         for delta in outputs.deltas:
             stream = self._streams.get(delta.request_id)
-            if stream is not None:
-                stream.put_nowait(
+            if stream is not None and stream.ticket == delta.ticket:
+                stream.arrivals.put_nowait(
                     TokenDelta(
                         delta.token_ids, delta.logprobs, delta.finish_reason, delta.num_cached_tokens, delta.error
                     )
                 )
-        if outputs.record is not None and self._on_step is not None:
+        if outputs.record is not None and self.on_step is not None:
             try:
-                self._on_step(outputs.record, outputs.stats)
+                self.on_step(outputs.record, outputs.stats)
             except Exception:
                 logger.exception("a step's record was not taken; serving goes on")
 
     def _set_unavailable(self, reason: str) -> None:
         self._health = EngineHealth(False, reason)
         for stream in self._streams.values():
-            stream.put_nowait(EngineUnavailableError(reason))
+            stream.arrivals.put_nowait(EngineUnavailableError(reason))

@@ -9,13 +9,13 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from engine.gguf_quants import SUPPORTED_TYPES
+if TYPE_CHECKING:
+    import torch
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -36,6 +36,20 @@ SCALARS: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
 }
+# What `engine.gguf_quants` reads.
+SUPPORTED_TYPES = (
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q4_1,
+    GGMLQuantizationType.Q4_K,
+    GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q5_1,
+    GGMLQuantizationType.Q8_0,
+    GGMLQuantizationType.Q5_K,
+    GGMLQuantizationType.Q6_K,
+)
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -74,6 +88,9 @@ class GgufFile:
 
     def raw(self, tensor: GgufTensor) -> torch.Tensor:
         """The tensor's bytes as stored, uint8 `[rows, bytes of a row]`; a view of the mapped file."""
+        # Not above: who reads headers and tokenizers alone, as the front end does, needs no torch.
+        import torch
+
         flat = torch.from_numpy(self._bytes[tensor.offset : tensor.offset + tensor.nbytes])
         return flat.view(math.prod(tensor.shape[:-1]), -1)
 

@@ -119,7 +119,6 @@ _DEQUANTIZE: dict[GGMLQuantizationType, Callable[[torch.Tensor], torch.Tensor]] 
     GGMLQuantizationType.Q5_K: _q5_k,
     GGMLQuantizationType.Q6_K: _q6_k,
 }
-SUPPORTED_TYPES = (*_FLOATS, *_DEQUANTIZE)
 
 
 def dequantize(raw: torch.Tensor, kind: GGMLQuantizationType, dtype: torch.dtype) -> torch.Tensor:

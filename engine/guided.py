@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 from engine.guides import grammar_of
 from engine.request import Guide
 
-MAX_CACHED_GUIDES = 128
+MAX_RECENT_GUIDES = 128
 
 
 class GuideMatcher:
@@ -41,8 +42,24 @@ class GuideMatcher:
         return ~bits.view(np.bool_)
 
 
+class CompiledGuide:
+    """A guide at its start; `matcher` copies it. Whoever waits or runs with it keeps it, so it is compiled once."""
+
+    __slots__ = ("__weakref__", "_pristine", "_vocab_size")
+
+    def __init__(self, pristine: LLMatcher, vocab_size: int) -> None:
+        self._pristine = pristine
+        self._vocab_size = vocab_size
+
+    def matcher(self) -> GuideMatcher:
+        return GuideMatcher(self._pristine.deep_copy(), self._vocab_size)
+
+
 class GuideCompiler:
     """Compiles guides once; safe to call from several threads.
+
+    A guide stays compiled while a `CompiledGuide` of it is held anywhere, and for some time after. No lock is held
+    while one compiles, so that the step loop never waits for the compiling thread.
 
     Args:
         tokenizer_json: the serialised `tokenizers.Tokenizer`.
@@ -55,26 +72,36 @@ class GuideCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._pristine: OrderedDict[Guide, LLMatcher] = OrderedDict()
+        self._compiled: WeakValueDictionary[Guide, CompiledGuide] = WeakValueDictionary()
+        self._recent: OrderedDict[Guide, CompiledGuide] = OrderedDict()
         self._lock = threading.Lock()
+        self._tokenizer_lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Build what all guides share: it holds the interpreter for up to a second, so do it before serving."""
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(
+                    self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids or None
+                )
 
     def compile(self, guide: Guide) -> GuideMatcher:
         """A fresh matcher at the start of `guide`. Raises `ValueError` when it cannot be compiled."""
-        with self._lock:
-            matcher = self._pristine.get(guide)
-            if matcher is None:
-                matcher = LLMatcher(self._llguidance_tokenizer(), grammar_of(guide), log_level=0)
-                if matcher.is_error():
-                    raise ValueError(matcher.get_error())
-                self._pristine[guide] = matcher
-                if len(self._pristine) > MAX_CACHED_GUIDES:
-                    self._pristine.popitem(last=False)
-            self._pristine.move_to_end(guide)
-            return GuideMatcher(matcher.deep_copy(), self._vocab_size)
+        return self.compiled(guide).matcher()
 
-    def _llguidance_tokenizer(self) -> LLTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(
-                self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids or None
-            )
-        return self._tokenizer
+    def compiled(self, guide: Guide) -> CompiledGuide:
+        """`guide`, to be held by whoever will need it. Raises `ValueError` when it cannot be compiled."""
+        with self._lock:
+            compiled = self._compiled.get(guide)
+        if compiled is None:
+            self.prepare()
+            pristine = LLMatcher(self._tokenizer, grammar_of(guide), log_level=0)
+            if pristine.is_error():
+                raise ValueError(pristine.get_error())
+            compiled = CompiledGuide(pristine, self._vocab_size)
+        with self._lock:
+            self._compiled[guide] = self._recent[guide] = compiled
+            self._recent.move_to_end(guide)
+            if len(self._recent) > MAX_RECENT_GUIDES:
+                self._recent.popitem(last=False)
+        return compiled

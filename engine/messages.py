@@ -14,7 +14,11 @@ from engine.request import FinishReason, SamplingParams
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
-    """Generate one sequence. `arrival_s` is monotonic, stamped by the front end."""
+    """Generate one sequence. `arrival_s` is monotonic, stamped by the front end.
+
+    `ticket` comes back with every delta: an id may be used again while deltas of its aborted predecessor are still
+    on their way, and those must not reach the new stream.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -22,6 +26,7 @@ class Submit(msgspec.Struct, tag=True, frozen=True):
     arrival_s: float
     priority: int = 0
     cache_salt: str = ""
+    ticket: int = 0
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -76,9 +81,10 @@ class StartFailed(msgspec.Struct, tag=True, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """What one step brought for one request."""
+    """What one step brought for one request; `ticket` is that of its `Submit`."""
 
     request_id: str
+    ticket: int
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: FinishReason | None

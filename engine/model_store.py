@@ -18,7 +18,6 @@ from engine.builtin_model import (
     pull_builtin,
     stored_path,
 )
-from engine.checkpoint import open_checkpoint
 
 CACHE_VARIABLE = "GRIDSERVE_CACHE"
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
@@ -80,6 +79,8 @@ def _pull_from_hub(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
+
+    from engine.checkpoint import open_checkpoint
 
     def snapshot(files: Sequence[str], local_files_only: bool) -> Path:
         # Files in sub-folders are other formats of the same weights.

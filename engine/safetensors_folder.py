@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder: one `model.safetensors`, or several named by an index."""
+"""The weights of a Hugging Face folder, as tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.tokenizer import read_json
+from engine.safetensors_files import safetensors_files
 from kernels.linear import Int4Blocks, Int8Blocks
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -21,7 +19,7 @@ class SafetensorsWeights:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files = {path: _open(path) for path in _file_paths(folder)}
+        self._files = {path: _open(path) for path in safetensors_files(folder)}
         self._owner = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118
 
     @property
@@ -56,23 +54,6 @@ class SafetensorsWeights:
                 f"weight {name} has type {entry.get_dtype()}, which is not supported; supported: {supported}"
             )
         return entry
-
-
-def _file_paths(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        if any(Path(name).name != name for name in names):
-            raise ValueError(f"{index} names files outside its folder")
-    else:
-        names = [SINGLE]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}; only safetensors checkpoints are read")
-    return [folder / name for name in names]
 
 
 def _open(path: Path) -> Any:

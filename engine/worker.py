@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ from kernels.threads import configure_environment
 
 if TYPE_CHECKING:
     from engine.build import Runner
-    from engine.guided import GuideCompiler
+    from engine.guided import CompiledGuide, GuideCompiler
     from engine.pace import PacedExecutor
 
 logger = logging.getLogger("gridserve.engine")
@@ -55,6 +55,14 @@ logger = logging.getLogger("gridserve.engine")
 EXIT_DEVICE_LOST = 70
 MAX_PROBES = 3
 PROBE_INTERVAL_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A request in the engine: the ticket its deltas carry, and its guide, held so that it is compiled once."""
+
+    ticket: int
+    guide: CompiledGuide | None = None
 
 
 class Worker:
@@ -80,7 +88,8 @@ class Worker:
         self._stopping = False
         # Guides compile on a thread; the request joins the queue when its guide is ready.
         self._compilers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guide")
-        self._compiling: dict[str, tuple[Request, Future[object]]] = {}
+        self._compiling: dict[str, tuple[Request, int, Future[CompiledGuide]]] = {}
+        self._live: dict[str, _Live] = {}
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._poller = zmq.Poller()
@@ -121,7 +130,9 @@ class Worker:
                 self._submit(message)
             case Abort(request_ids=request_ids):
                 for request_id in request_ids:
-                    self._compiling.pop(request_id, None)
+                    self._live.pop(request_id, None)
+                    if request_id in self._compiling:
+                        self._compiling.pop(request_id)[-1].cancel()
                 self._engine.abort(request_ids)
                 if not self._engine.has_work:
                     self._send(StepOutputs((), None, self._stats(), self._fault))
@@ -151,31 +162,33 @@ class Worker:
             eos_token_ids=self._eos_token_ids,
         )
         if sampling.guide is None:
-            self._add(request)
+            self._add(request, _Live(message.ticket))
             return
-        future: Future[object] = self._compilers.submit(self._compiler.compile, sampling.guide)
-        self._compiling[request.request_id] = (request, future)
+        future = self._compilers.submit(self._compiler.compiled, sampling.guide)
+        self._compiling[request.request_id] = (request, message.ticket, future)
         future.add_done_callback(lambda _: self._wake())
 
     def _add_compiled(self) -> None:
-        for request_id, (request, future) in list(self._compiling.items()):
+        for request_id, (request, ticket, future) in list(self._compiling.items()):
             if not future.done():
                 continue
             del self._compiling[request_id]
             error = future.exception()
             if error is None:
-                self._add(request)
+                self._add(request, _Live(ticket, future.result()))
             else:
-                self._refuse(request_id, f"guided output cannot be compiled: {error}")
+                self._refuse(request_id, ticket, f"guided output cannot be compiled: {error}")
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request, live: _Live) -> None:
         try:
             self._engine.add(request)
         except ValueError as error:
-            self._refuse(request.request_id, str(error))
+            self._refuse(request.request_id, live.ticket, str(error))
+        else:
+            self._live[request.request_id] = live
 
-    def _refuse(self, request_id: str, reason: str) -> None:
-        delta = Delta(request_id, (), (), FinishReason.ERROR, 0, reason)
+    def _refuse(self, request_id: str, ticket: int, reason: str) -> None:
+        delta = Delta(request_id, ticket, (), (), FinishReason.ERROR, 0, reason)
         self._send(StepOutputs((delta,), None, self._stats(), self._fault))
 
     def _send_outcome(self, outcome: StepOutcome) -> None:
@@ -185,6 +198,7 @@ class Worker:
         deltas = tuple(
             Delta(
                 update.request.request_id,
+                self._live[update.request.request_id].ticket,
                 update.token_ids,
                 update.logprobs,
                 update.finish_reason,
@@ -193,6 +207,9 @@ class Worker:
             )
             for update in outcome.updates
         )
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                del self._live[delta.request_id]
         if deltas or outcome.record is not None or outcome.fault is not None:
             self._send(StepOutputs(deltas, outcome.record, self._stats(), self._fault))
         if not self._engine.has_work:

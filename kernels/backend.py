@@ -11,8 +11,10 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CPU_MODES = ("auto", "torch", "triton")
 # Device types whose tensors the Triton kernels take; the compile gate adds `meta`.

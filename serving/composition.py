@@ -105,8 +105,8 @@ class Parts:
 
 def served_shape(options: ServerOptions, checkpoint: Checkpoint) -> ModelShape:
     """The served model as the power twin sees it."""
-    config, weights = checkpoint.config, checkpoint.open_weights()
-    return shape_of(config, options.engine.model_id, weights.total_bytes / config.num_parameters)
+    config = checkpoint.config
+    return shape_of(config, options.engine.model_id, checkpoint.weight_bytes / config.num_parameters)
 
 
 def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:

@@ -43,3 +43,19 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def announcing(stream: AsyncGenerator[T, None], begun: asyncio.Event) -> AsyncGenerator[T, None]:
+    """`stream`, which sets `begun` with its first item."""
+    async with aclosing(stream):
+        async for item in stream:
+            begun.set()
+            yield item
+
+
+async def waiting_for(begun: asyncio.Event, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """`stream`, which does not start before `begun` is set."""
+    async with aclosing(stream):
+        await begun.wait()
+        async for item in stream:
+            yield item

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.openai_errors import ApiError
 from serving.settings import ApiSettings
+
+BACKLOG = 2048
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -49,13 +54,28 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def server_config(app: FastAPI, settings: ApiSettings, port: int) -> uvicorn.Config:
-    """Serve `app` on `settings.host`; port 0 takes a free one."""
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket on `host`; port 0 takes a free one. Raises `OSError` saying what to do when it cannot be had."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        # Not yet accepted from: until the server does, a client waits instead of being turned away.
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(f"port {port} of {host} is in use; stop what listens there or choose another port") from None
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+    return bound
+
+
+def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+    """How `app` is served on a bound socket."""
     bounded = type("BoundedHttpProtocol", (BoundedHttpProtocol,), {"max_header_bytes": settings.max_header_bytes})
     return uvicorn.Config(
         app,
-        host=settings.host,
-        port=port,
+        backlog=BACKLOG,
         http=bounded,
         ws="none",
         access_log=False,

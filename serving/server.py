@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,14 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.checkpoint import open_checkpoint
-from engine.client import EngineClient, OnLoading
+from engine.client import EngineClient
 from engine.client_protocol import EngineInfo
 from serving.admin_api import create_admin_app
 from serving.admin_context import AdminContext
 from serving.composition import Parts, build_parts, serve_with, served_shape, sweep_requests
 from serving.deferral_api import deferral_router
 from serving.deferral_queue import DeferralQueue
-from serving.http_server import server_config
+from serving.http_server import bind, server_config
 from serving.inference_api import create_app
 from serving.model_text import ModelText
 from serving.server_options import AdminOptions, ServerOptions
@@ -46,20 +47,37 @@ class SignalledServer(uvicorn.Server):
         self.should_exit = True
 
 
-async def run_server(options: ServerOptions, on_loading: OnLoading, on_ready: OnReady) -> None:
+async def run_server(
+    options: ServerOptions, engine: EngineClient, starting: asyncio.Task[EngineInfo], on_ready: OnReady
+) -> None:
     """Serve until SIGINT or SIGTERM; then restore the clocks, let running requests finish, and stop everything.
 
-    `on_ready` is called with the engine's facts, the base URL and the admin API's once requests are answered. Raises
-    `EngineStartError` when the engine cannot start, `OSError` when an address cannot be listened on, `LedgerError`,
-    `ValueError` and `DeviceError` for a ledger, policy or device that cannot be used.
+    `starting` is the start of `engine`, which goes on meanwhile. `on_ready` is called with the engine's facts, the base
+    URL and the admin API's once requests are answered. Raises `EngineStartError` when the engine cannot start,
+    `OSError` when an address cannot be listened on, `LedgerError`, `ValueError` and `DeviceError` for a ledger, policy
+    or device that cannot be used.
     """
+    with contextlib.ExitStack() as bound:
+        # Before anything slow: a port that is taken is a mistake to learn of at once.
+        sockets = [bound.enter_context(bind(options.api.host, options.port))]
+        if options.admin is not None:
+            sockets.append(bound.enter_context(bind(options.admin.host, options.admin.port)))
+        await _serve_on(sockets, options, engine, starting, on_ready)
+
+
+async def _serve_on(
+    sockets: list[socket.socket],
+    options: ServerOptions,
+    engine: EngineClient,
+    starting: asyncio.Task[EngineInfo],
+    on_ready: OnReady,
+) -> None:
+    """Serve on the sockets of the inference API and, where one is asked for, the admin API."""
     checkpoint = open_checkpoint(Path(options.engine.model))
     parts = await asyncio.to_thread(lambda: build_parts(options, served_shape(options, checkpoint)))
     steering = parts.steering
-    engine = EngineClient(options.engine, on_loading, steering.on_step)
+    engine.on_step = steering.on_step
     steering.set_pace = engine.set_pace
-    # The tokenizer loads here while the engine process loads the weights.
-    starting = asyncio.create_task(engine.start())
     background: list[asyncio.Task[None]] = []
     try:
         if steering.power is not None:
@@ -75,10 +93,10 @@ async def run_server(options: ServerOptions, on_loading: OnLoading, on_ready: On
             await asyncio.to_thread(queue.load)
             app.include_router(deferral_router(queue, options.api))
             background.append(asyncio.create_task(queue.run(), name="deferred"))
-        servers = [_Listening(app, options.api, options.port)]
+        servers = [_Listening(app, options.api, sockets[0])]
         if options.admin is not None:
             settings = ApiSettings(host=options.admin.host, allow_unauthenticated=True)
-            servers.append(_Listening(create_admin_app(context), settings, options.admin.port))
+            servers.append(_Listening(create_admin_app(context), settings, sockets[1]))
         parts.jobs.start()
         background.append(asyncio.create_task(context.sampler.run(), name="sampler"))
         background.append(asyncio.create_task(sweep_requests(parts.log), name="request-log"))
@@ -90,11 +108,11 @@ async def run_server(options: ServerOptions, on_loading: OnLoading, on_ready: On
 
 
 class _Listening:
-    """A server with its socket bound, so that its port is known."""
+    """A server and the socket that was bound for it."""
 
-    def __init__(self, app: FastAPI, settings: ApiSettings, port: int) -> None:
-        self.server = SignalledServer(server_config(app, settings, port))
-        self.socket = self.server.config.bind_socket()
+    def __init__(self, app: FastAPI, settings: ApiSettings, bound: socket.socket) -> None:
+        self.server = SignalledServer(server_config(app, settings))
+        self.socket = bound
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.socket.getsockname()[1]}"
 

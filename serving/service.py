@@ -15,7 +15,7 @@ from msgspec import UnsetType
 
 from carbon.plane_values import DirectiveDecision
 from engine.client_protocol import EngineClientProtocol, Generation
-from serving.fan_in import merge
+from serving.fan_in import announcing, merge, waiting_for
 from serving.generation import TextDelta, text_deltas
 from serving.guides import asks_guide, guide_of
 from serving.limits import Admission
@@ -216,12 +216,19 @@ class Run:
     async def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """Text of all choices as it comes, already counted in `count`."""
         service, options = self.service, text_options(self.body)
-        streams = [
-            text_deltas(
-                service.engine, service.text, generation, options, index, service.metrics.timer(self.caller.arrival_s)
-            )
-            for index, generation in enumerate(self.generations)
-        ]
+        block_size, num_choices = service.engine.info.block_size, self.body.num_choices
+        streams: list[AsyncGenerator[TextDelta, None]] = []
+        for index, generation in enumerate(self.generations):
+            timer = service.metrics.timer(self.caller.arrival_s)
+            stream = text_deltas(service.engine, service.text, generation, options, index, timer)
+            # The prompt's keys and values are computed once: its first choice leaves them to the others.
+            if num_choices > 1 and len(generation.prompt_token_ids) > block_size:
+                if index % num_choices == 0:
+                    computed = asyncio.Event()
+                    stream = announcing(stream, computed)
+                else:
+                    stream = waiting_for(computed, stream)
+            streams.append(stream)
         merged = merge(streams)
         try:
             async for delta in merged:

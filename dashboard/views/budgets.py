@@ -27,6 +27,11 @@ def projected_share(tenant: TenantUsage, now_unix_s: float) -> float | None:
     return None if used is None or elapsed < EARLY_S else used * DAY_S / min(elapsed, DAY_S)
 
 
+def known(total: float, requests: int, without: int) -> float | None:
+    """A sum over requests none of which is known is unknown, not zero."""
+    return None if requests and without >= requests else total
+
+
 def rows(tenants: Sequence[TenantUsage], now_unix_s: float) -> list[dict[str, Any]]:
     return [_row(tenant, now_unix_s) for tenant in tenants]
 
@@ -35,8 +40,8 @@ def _row(tenant: TenantUsage, now_unix_s: float) -> dict[str, Any]:
     return {
         "Tenant": tenant.tenant,
         "Requests": count(tenant.requests),
-        "Energy": joules(tenant.energy_j),
-        "CO2e": grams(tenant.grams),
+        "Energy": joules(known(tenant.energy_j, tenant.requests, tenant.requests_without_energy)),
+        "CO2e": grams(known(tenant.grams, tenant.requests, tenant.requests_without_grams)),
         "Budget": budget(tenant),
         "Used": used_share(tenant),
         "At this rate by midnight": share(projected_share(tenant, now_unix_s)),

@@ -7,13 +7,13 @@ from typing import Any
 from dashboard.schema_carbon import CarbonState, ClassMix, EvaluatorState, PlanState
 from dashboard.schema_state import Intensity
 from dashboard.views.charts import Line, Panel
-from dashboard.views.formats import UNKNOWN, ago, duration, number, share
+from dashboard.views.formats import UNKNOWN, ago, clock, count, duration, grams, joules, number, share
 from dashboard.views.origin import DataState, Origin, missing, of_intensity
 from dashboard.views.overview import Tile, forecast_band
 from dashboard.views.palette import Palette
 
 COUNTERFACTUAL = "against every answer at L0"
-HISTORY_S, AHEAD_S = 86400.0, 48 * 3600.0
+HISTORY_S, AHEAD_S, MARGIN_S = 86400.0, 48 * 3600.0, 3600.0
 
 
 def tiles(carbon: CarbonState, now_unix_s: float) -> list[Tile]:
@@ -44,10 +44,13 @@ def tiles(carbon: CarbonState, now_unix_s: float) -> list[Tile]:
             Tile("Directives", UNKNOWN, "", missing("optimizer", "no plan: the policy gives no directives"), "")
         )
         return made
-    origin = Origin(DataState.ESTIMATED, plan.strategy, max(0.0, now_unix_s - plan.made_unix_s))
+    made_at = Origin(DataState.ESTIMATED, plan.strategy, max(0.0, now_unix_s - plan.made_unix_s))
+    nothing = missing(plan.strategy, "no class of prompts is judged yet, so nothing is shortened")
+    origin = made_at if plan.saving is not None else nothing
     made.append(
         Tile("Grams saved", share(plan.saving, 1), f"{verb}, {COUNTERFACTUAL}", origin, "By the plan in force.")
     )
+    origin = made_at if plan.static_saving is not None else nothing
     fixed = f"a fixed mix of the same quality, {COUNTERFACTUAL}"
     made.append(Tile("Fixed mix", share(plan.static_saving, 1), fixed, origin, "What following the grid must beat."))
     return made
@@ -78,7 +81,16 @@ def panel(carbon: CarbonState, now_unix_s: float, colours: Palette) -> Panel:
         points = [(p.start_unix_s * 1000, p.g_per_kwh) for p in carbon.forecast.points]
         end = (last.end_unix_s * 1000, last.g_per_kwh)
         lines.append(Line("forecast", colours.orange, points=[*points, end], step=True, dashed=True))
-    return Panel("Carbon intensity", "g/kWh", lines, band=forecast_band(carbon, colours))
+    origin = of_intensity(now)
+    return Panel("Carbon intensity", "g/kWh", lines, band=forecast_band(carbon, colours), origin=origin)
+
+
+def since_unix_s(carbon: CarbonState, now_unix_s: float) -> float:
+    """Where the chart begins: a day ago, or at what is known after a fresh start."""
+    known = [point.start_unix_s for point in carbon.history]
+    if carbon.intensity.start_unix_s is not None:
+        known.append(carbon.intensity.start_unix_s)
+    return max(now_unix_s - HISTORY_S, min([*known, now_unix_s]) - MARGIN_S)
 
 
 def levels(plan: PlanState) -> list[str]:
@@ -186,4 +198,30 @@ def quality_spec(evaluator: EvaluatorState, colours: Palette) -> dict[str, Any] 
 
 def judged(evaluator: EvaluatorState, now_unix_s: float) -> str:
     due = "Judging is due" if evaluator.due else "No judging is due"
-    return f"{due}: {evaluator.reason}. Last judged {ago(evaluator.judged_unix_s, now_unix_s)}."
+    if evaluator.running:
+        due = "Judging now"
+    text = f"{due}: {evaluator.reason}. Last judged {ago(evaluator.judged_unix_s, now_unix_s)}."
+    if evaluator.waiting_for:
+        text += f" Waiting for: {evaluator.waiting_for}."
+    kept = ", ".join(f"{number} {key}" for key, number in sorted(evaluator.prompts.items()) if number)
+    return f"{text} Prompts kept for judging: {kept or 'none'}."
+
+
+def run_rows(evaluator: EvaluatorState) -> list[dict[str, str]]:
+    """What each run of the evaluator judged, found and cost; newest first."""
+    return [
+        {
+            "Started (UTC)": clock(run.started_unix_s),
+            "Took": duration(run.finished_unix_s - run.started_unix_s),
+            "Why": run.reason,
+            "Judge": run.judge,
+            "Judged": count(run.judged),
+            "Verdicts": ", ".join(f"{key}: {verdict}" for key, verdict in sorted(run.verdicts.items())),
+            "Energy": joules(run.joules),
+            "CO2e": grams(run.grams),
+            "Ended by": run.ended_by,
+            "Failures": count(run.failures),
+            "Error": run.error or "",
+        }
+        for run in evaluator.runs
+    ]

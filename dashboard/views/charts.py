@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dashboard.views.origin import Origin
 from dashboard.views.palette import Palette
 
 MAX_POINTS = 2000
@@ -51,7 +52,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """`limit`: a line across with its name, such as an SLO. `note` stands where there is nothing to draw."""
+    """`limit`: a line across with its name, such as an SLO. `note` stands where there is nothing to draw.
+    `origin`: state, source and age of what is drawn. `whole`: the figures are counts."""
 
     title: str
     unit: str
@@ -62,6 +64,8 @@ class Panel:
     from_zero: bool = True
     note: str | None = None
     maximum: float | None = None
+    origin: Origin | None = None
+    whole: bool = False
 
 
 def height_px(panels: Sequence[Panel], panel_px: int = PANEL_PX) -> int:
@@ -127,7 +131,10 @@ def _axes(
     option["grid"].append({"left": 56, "right": 16, "top": top, "height": panel_px})
     title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
     style = {"fontSize": 12, "fontWeight": 600, "color": colours.text}
-    option["title"].append({"text": title, "left": 8, "top": top - 28, "textStyle": style})
+    faint = {"fontSize": 11, "fontWeight": 400, "color": colours.grey}
+    text = f"{{t|{title}}}  {{o|{_literal(panel.origin.line)}}}" if panel.origin else f"{{t|{title}}}"
+    style = style | {"rich": {"t": style, "o": faint}}
+    option["title"].append({"text": text, "left": 8, "top": top - 28, "textStyle": style})
     if panel.note:
         note = {"fontSize": 12, "fontWeight": 400, "color": colours.text}
         option["title"].append(
@@ -157,8 +164,14 @@ def _axes(
             "axisLabel": {"color": colours.text, "fontSize": 11, "hideOverlap": True},
             "splitLine": {"lineStyle": {"color": colours.grid}},
         }
-        | ({"max": panel.maximum} if panel.maximum is not None else {})
+        | ({"max": panel.maximum, "interval": panel.maximum / 2} if panel.maximum is not None else {})
+        | ({"minInterval": 1} if panel.whole else {})
     )
+
+
+def _literal(text: str) -> str:
+    """Braces and bars would be read as style marks."""
+    return text.translate(str.maketrans("{}|", "()/"))
 
 
 def _series(
@@ -227,6 +240,6 @@ def _guides(panel: Panel, colours: Palette, now_ms: float | None) -> dict[str, A
         label = {"formatter": mark.text, "color": colours.purple, "fontSize": 10, "show": bool(mark.text)}
         data.append({"xAxis": mark.at_ms, "lineStyle": style, "label": label})
     if now_ms is not None:
-        style = {"color": colours.grey, "type": "solid", "width": 1}
+        style = {"color": colours.grey, "type": "solid", "width": 1, "opacity": 0.7}
         data.append({"xAxis": now_ms, "lineStyle": style, "label": {"show": False}})
     return {"symbol": "none", "animation": False, "data": data} if data else None

@@ -9,7 +9,7 @@ import pandas as pd
 from dashboard.schema_state import DeviceState, PowerState, State
 from dashboard.views.charts import Line, Panel
 from dashboard.views.formats import UNKNOWN, joules, number, share
-from dashboard.views.origin import of_method, of_power, sources
+from dashboard.views.origin import Origin, missing, of_method, of_power, sources
 from dashboard.views.overview import Tile, cap_w, total_power_w
 from dashboard.views.palette import Palette
 
@@ -23,31 +23,41 @@ def rows(power: PowerState) -> list[dict[str, Any]]:
 def _row(device: DeviceState) -> dict[str, Any]:
     state = "missing" if not device.fresh else {"measured": "live"}.get(device.method, device.method)
     return {
-        "Device": device.uuid,
-        "Name": device.name,
+        "Device": device.name,
         "State": state,
         "Power": number(device.power_w, "W"),
         "Limit": number(device.power_limit_w, "W"),
-        "Clock": number(device.sm_clock_mhz, "MHz", 4),
-        "Asked": number(device.asked_clock_mhz, "MHz", 4),
-        "Temperature": number(device.temperature_c, "°C"),
+        "SM clock": number(device.sm_clock_mhz, "MHz", 3),
+        "Locked to": number(device.asked_clock_mhz, "MHz", 3),
+        "Temp.": number(device.temperature_c, "°C", 2),
         "Use": share(device.utilisation),
         "Slowed by": UNKNOWN if device.clock_reasons is None else ", ".join(device.clock_reasons) or "nothing",
         "Source": f"{device.source} ({device.scope})",
+        "Identity": device.uuid,
         "Governor": device.governor_reason,
     }
 
 
+def may_act(device: DeviceState) -> bool:
+    return any("lock" in capability or "clock" in capability for capability in device.capabilities)
+
+
 def permission_notes(power: PowerState) -> list[str]:
-    """What cannot be done and why: `observe-only: clock lock not permitted`."""
+    """What is wrong or cannot be done, and why: `observe-only: clock lock not permitted`."""
     found = []
     for device in power.devices:
         if device.error:
             found.append(f"{device.uuid}: {device.error}")
-        found += [f"{device.uuid}: {note}" for note in device.notes]
-        if power.mode == "observe" and not any("lock" in c or "clock" in c for c in device.capabilities):
+        if not may_act(device):
+            found += [f"{device.uuid}: {note}" for note in device.notes]
             found.append(f"{device.uuid}: observe-only, this process may not set clocks or limits")
-    return list(dict.fromkeys([*power.notes, *found]))
+    return list(dict.fromkeys(found))
+
+
+def remarks(power: PowerState) -> list[str]:
+    """What the devices say about themselves, such as what a simulation was fitted on; each once."""
+    of_devices = [note for device in power.devices if may_act(device) for note in device.notes]
+    return list(dict.fromkeys([*power.notes, *of_devices]))
 
 
 def tiles(state: State) -> list[Tile]:
@@ -67,11 +77,17 @@ def tiles(state: State) -> list[Tile]:
         Tile(
             "Energy", joules(power.totals.counter_j), "since the server started", of_totals, "What the counters moved."
         ),
-        Tile("Governor", power.governor, power.mode, origin, "Which rule sets clocks, and what it may do."),
+        Tile(
+            "Attribution gap",
+            UNKNOWN if power.totals.counter_j <= 0 else share(power.totals.unattributed_j / power.totals.counter_j, 2),
+            "of joules since start",
+            of_totals if power.totals.counter_j > 0 else missing(of_totals.source, "the counter has not moved"),
+            "Joules of the counters that neither a request nor idling explains.",
+        ),
         Tile(
             "Actuations",
             str(sum(done.values())),
-            ", ".join(f"{count} {name}" for name, count in sorted(done.items())) or "none yet",
+            ", ".join(f"{count} {name}" for name, count in sorted(done.items()) if count) or "none yet",
             origin,
             "Orders to devices since start, by outcome.",
             bad=failed > 0,
@@ -125,13 +141,14 @@ def energy_spec(power: PowerState, colours: Palette) -> dict[str, Any]:
     }
 
 
-def panels(frame: pd.DataFrame, gpu: str, colours: Palette) -> list[Panel]:
+def panels(frame: pd.DataFrame, gpu: str, origin: Origin, colours: Palette) -> list[Panel]:
     def line(label: str, metric: str, colour: str, **more: Any) -> list[Line]:
         name = f'{metric}{{gpu="{gpu}"}}'
         return [Line(label, colour, name, **more)] if name in frame.columns else []
 
     def panel(title: str, unit: str, lines: list[Line], from_zero: bool = True) -> Panel:
-        return Panel(title, unit, lines, from_zero=from_zero, note=None if lines else "the device does not report it")
+        note = None if lines else "the device does not report it"
+        return Panel(title, unit, lines, from_zero=from_zero, note=note, origin=origin)
 
     return [
         panel(

@@ -30,6 +30,11 @@ class Origin:
     reason: str | None = None
 
     @property
+    def line(self) -> str:
+        """State, source and age as one plain text, for charts."""
+        return f"{self.state.value} · {self.text}"
+
+    @property
     def text(self) -> str:
         parts = [self.source]
         if self.state is not DataState.MISSING and self.age_s is not None:
@@ -37,6 +42,12 @@ class Origin:
         if self.reason:
             parts.append(self.reason)
         return " · ".join(part for part in parts if part)
+
+
+def weakest(*origins: Origin) -> Origin:
+    """What a figure made of several is: no better than the worst of them."""
+    order = (DataState.LIVE, DataState.ESTIMATED, DataState.SIMULATED, DataState.STALE, DataState.MISSING)
+    return max(origins, key=lambda each: order.index(each.state))
 
 
 def missing(source: str, reason: str) -> Origin:
@@ -77,14 +88,27 @@ def sources(devices: list[DeviceState]) -> str:
 
 
 def of_intensity(intensity: Intensity | None) -> Origin:
-    """`zone_mean` is a yearly figure in place of a live one: estimated."""
+    """`zone_mean` is a yearly figure in place of a live one: estimated, as is what the source itself estimates. A
+    replayed series is of another time, so simulated."""
     if intensity is None:
         return missing("no feed", "the policy names no carbon zone")
-    source = intensity.source or "no source"
+    source = source_name(intensity.source)
     if intensity.g_per_kwh is None or intensity.tier == "unknown":
         return missing(source, intensity.reason or "no trusted value")
     if intensity.tier == "stale":
         return Origin(DataState.STALE, source, intensity.age_s, intensity.reason)
     if intensity.tier == "zone_mean":
         return Origin(DataState.ESTIMATED, source, None, intensity.reason or "mean of the zone")
-    return Origin(DataState.LIVE, source, intensity.age_s)
+    if intensity.kind == "replayed":
+        return Origin(DataState.SIMULATED, f"replay of {source}", None)
+    state = DataState.LIVE if intensity.kind in (None, "measured") else DataState.ESTIMATED
+    return Origin(state, source, intensity.age_s)
+
+
+def source_name(source: str | None) -> str:
+    """`file:intensity_synthetic_wind.csv` as `synthetic wind`: a tile is narrow."""
+    name = source or "no source"
+    if name.startswith("file:"):
+        name = name.removeprefix("file:").rsplit("/", 1)[-1].removesuffix(".csv")
+        name = name.removeprefix("intensity_").replace("_", " ")
+    return name

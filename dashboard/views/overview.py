@@ -13,7 +13,7 @@ from dashboard.schema_state import State
 from dashboard.snapshot import Snapshot
 from dashboard.views.charts import Band, Line, Mark, Panel
 from dashboard.views.formats import UNKNOWN, count, number, plain, seconds, share
-from dashboard.views.origin import DataState, Origin, aged, missing, of_intensity, of_method, of_power
+from dashboard.views.origin import DataState, Origin, missing, of_intensity, of_method, of_power, weakest
 from dashboard.views.palette import Palette
 
 MAX_DEVICES_DRAWN = 4
@@ -37,10 +37,9 @@ def tiles(snapshot: Snapshot) -> list[Tile]:
     state = snapshot.state
     if state is None:
         reason = snapshot.error or "no answer yet"
-        labels = ("Energy per token", "Power", "Carbon per 1k tokens", "TTFT p99", "Waiting", "Policy")
+        labels = ("Energy per token", "Power", "CO2e per 1k tok", "TTFT p99", "Waiting", "Policy")
         return [Tile(label, UNKNOWN, "", missing("admin API", reason), "") for label in labels]
-    made = [_energy(state), _power(state), _carbon(state), _ttft(state), _waiting(state), _policy(state)]
-    return [Tile(t.label, t.value, t.against, aged(t.origin, snapshot), t.help, t.bad) for t in made]
+    return [_energy(state), _power(state), _carbon(state), _ttft(state), _waiting(state), _policy(state)]
 
 
 def _energy(state: State) -> Tile:
@@ -82,8 +81,7 @@ def _carbon(state: State) -> Tile:
     value = state.latency.grams_per_1k_tokens
     intensity = of_intensity(state.intensity)
     power = of_power(state)
-    order = [DataState.LIVE, DataState.ESTIMATED, DataState.SIMULATED, DataState.STALE, DataState.MISSING]
-    origin = max((power, intensity), key=lambda each: order.index(each.state))
+    origin = weakest(power, intensity)
     if intensity.state is not DataState.MISSING and power.state is not DataState.MISSING:
         origin = Origin(origin.state, f"{power.source} × {intensity.source}", intensity.age_s, origin.reason)
     if value is None and origin.state is not DataState.MISSING:
@@ -91,16 +89,14 @@ def _carbon(state: State) -> Tile:
     grid = state.intensity.g_per_kwh if state.intensity else None
     against = f"grid {number(grid, 'g/kWh')}" if grid is not None else "grid unknown"
     text = "Operational grams CO2e (energy × PUE × intensity) and the embodied share where the policy gives one."
-    return Tile("Carbon per 1k tokens", number(value, "g"), against, origin, text)
+    return Tile("CO2e per 1k tok", number(value, "g"), against, origin, text)
 
 
 def _ttft(state: State) -> Tile:
     latency = state.latency
     value, slo = latency.ttft_p99_s, latency.slo_ttft_s
     against = f"SLO {seconds(slo)}" if slo is not None else "no SLO set"
-    origin = Origin(DataState.LIVE, f"{latency.requests} requests", 0.0)
-    if value is None:
-        origin = missing("engine", f"no request in the last {latency.window_s:.0f} s")
+    origin = of_latency(state)
     text = "Time to the first token, 99th percentile of requests finished in the last minute."
     bad = value is not None and slo is not None and value > slo
     return Tile("TTFT p99", seconds(value), against, origin, text, bad)
@@ -144,7 +140,7 @@ def attribution_gap(state: State) -> Gap:
         return Gap(None, "Attribution gap unknown", missing(origin.source, "the counter has not moved"))
     part = totals.unattributed_j / totals.counter_j
     idle = totals.idle_j / totals.counter_j
-    text = f"Attribution gap {share(part, 2)} of measured joules; {share(idle, 1)} idle, charged to nobody"
+    text = f"Attribution gap {share(part, 2)} of the joules since start; {share(idle, 1)} were idle, charged to nobody"
     return Gap(part, text, origin)
 
 
@@ -189,7 +185,7 @@ def panels(
     return [
         _power_panel(frame, state, colours),
         _clock_panel(frame, state, happened, colours),
-        _intensity_panel(frame, carbon, colours),
+        _intensity_panel(frame, state, carbon, colours),
         _latency_panel(frame, state, colours),
     ]
 
@@ -212,8 +208,9 @@ def _power_panel(frame: pd.DataFrame, state: State, colours: Palette) -> Panel:
     lines = [Line("drawn", colours.blue, "power_w", fill=True)]
     if "limit_total_w" in frame.columns:
         lines.append(Line("cap", colours.red, "limit_total_w", step=True, dashed=True))
-    note = None if "power_w" in frame.columns else of_power(state).text
-    return Panel("Power", "W", lines if note is None else (), note=note)
+    origin = of_power(state)
+    note = None if "power_w" in frame.columns else origin.text
+    return Panel("Power", "W", lines if note is None else (), note=note, origin=origin)
 
 
 def _clock_panel(frame: pd.DataFrame, state: State, happened: Sequence[Mark], colours: Palette) -> Panel:
@@ -228,10 +225,10 @@ def _clock_panel(frame: pd.DataFrame, state: State, happened: Sequence[Mark], co
     note = None
     if not clocks:
         note = "no clock: " + (of_power(state).reason or "the device reports none")
-    return Panel("SM clock", "MHz", lines, marks=happened, note=note, from_zero=False)
+    return Panel("SM clock", "MHz", lines, marks=happened, note=note, from_zero=False, origin=of_power(state))
 
 
-def _intensity_panel(frame: pd.DataFrame, carbon: CarbonState | None, colours: Palette) -> Panel:
+def _intensity_panel(frame: pd.DataFrame, state: State, carbon: CarbonState | None, colours: Palette) -> Panel:
     lines = [Line("intensity", colours.green, "intensity_g_per_kwh", step=True, width=2)]
     band, note = None, None
     forecast = carbon.forecast if carbon else None
@@ -250,7 +247,7 @@ def _intensity_panel(frame: pd.DataFrame, carbon: CarbonState | None, colours: P
         band = forecast_band(carbon, colours)
     if "intensity_g_per_kwh" not in frame.columns and forecast is None:
         note, lines = "no intensity: the policy names no carbon zone, or no feed answered", []
-    return Panel("Carbon intensity", "g/kWh", lines, band=band, note=note)
+    return Panel("Carbon intensity", "g/kWh", lines, band=band, note=note, origin=of_intensity(state.intensity))
 
 
 def forecast_band(carbon: CarbonState | None, colours: Palette) -> Band | None:
@@ -274,4 +271,15 @@ def _latency_panel(frame: pd.DataFrame, state: State, colours: Palette) -> Panel
     note = None
     if "ttft_p99_s" not in frame.columns or not frame["ttft_p99_s"].notna().any():
         note = "no request finished in this window"
-    return Panel("TTFT p99", "s", lines, limit=None if slo is None else ("SLO", slo), note=note)
+    return Panel(
+        "TTFT p99", "s", lines, limit=None if slo is None else ("SLO", slo), note=note, origin=of_latency(state)
+    )
+
+
+def of_latency(state: State) -> Origin:
+    """Of the percentiles of requests that finished in the last window."""
+    latency = state.latency
+    if latency.requests == 0:
+        return missing("engine", f"no request in the last {latency.window_s:.0f} s")
+    plural = "" if latency.requests == 1 else "s"
+    return Origin(DataState.LIVE, f"{latency.requests} request{plural}", 0.0)

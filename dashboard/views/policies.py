@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dashboard.schema_policy import PolicyChange, PolicyProblem, PolicyRevision, WhatIfAnswer, WhatIfOutcome
+from dashboard.schema_policy import (
+    EffectiveSettings,
+    PolicyChange,
+    PolicyProblem,
+    PolicyRevision,
+    WhatIfAnswer,
+    WhatIfOutcome,
+)
 from dashboard.views.formats import UNKNOWN, clock, count, grams, joules, number, seconds
 
 MODES = ("observe", "shadow", "enforce")
@@ -54,6 +61,16 @@ def problem_lines(problems: Sequence[PolicyProblem], text: str) -> list[str]:
     return made
 
 
+def clock_bounds(asked: EffectiveSettings) -> str:
+    """`clock at least 600 MHz`; the device's own range where the policy sets none."""
+    low, high = asked.clock_min_mhz, asked.clock_max_mhz
+    if low is not None and high is not None:
+        return f"clock {number(low)} to {number(high, 'MHz')}"
+    if low is not None:
+        return f"clock at least {number(low, 'MHz')}"
+    return f"clock at most {number(high, 'MHz')}" if high is not None else "clock as the device allows"
+
+
 def change_rows(changes: Sequence[PolicyChange]) -> list[dict[str, str]]:
     return [{"Setting": c.path, "In force": _shown(c.old), "Proposed": _shown(c.new)} for c in changes]
 
@@ -67,7 +84,7 @@ def _shown(value: Any) -> str:
 def revision_rows(revisions: Sequence[PolicyRevision]) -> list[dict[str, str]]:
     return [
         {
-            "Revision": r.revision,
+            "Revision": r.revision[:12],
             "Mode": r.mode,
             "Activated (UTC)": clock(r.activated_unix_s),
             "By": r.actor,

@@ -8,7 +8,7 @@ from dashboard.schema_state import State
 from dashboard.views.charts import Line, Panel
 from dashboard.views.formats import UNKNOWN, count, number, seconds, share
 from dashboard.views.origin import DataState, Origin, missing
-from dashboard.views.overview import Tile
+from dashboard.views.overview import Tile, of_latency
 from dashboard.views.palette import Palette
 
 KV_HIGH = 0.9
@@ -24,9 +24,7 @@ def tiles(state: State) -> list[Tile]:
     engine, latency = state.engine, state.latency
     live = Origin(DataState.LIVE, "engine", 0.0)
     silent = missing("engine", engine.reason or "the engine reports nothing")
-    recent = Origin(DataState.LIVE, f"{latency.requests} requests", 0.0)
-    if latency.requests == 0:
-        recent = missing("engine", f"no request in the last {latency.window_s:.0f} s")
+    recent = of_latency(state)
     usage = kv_usage(state)
     blocks = f"{count(engine.kv_blocks_used)} of {count(engine.kv_blocks_total)} blocks"
     return [
@@ -78,17 +76,27 @@ def panels(frame: pd.DataFrame, state: State, colours: Palette) -> list[Panel]:
     latency = state.latency
     ttft = None if latency.slo_ttft_s is None else ("SLO", latency.slo_ttft_s)
     tpot = None if latency.slo_tpot_s is None else ("SLO", latency.slo_tpot_s)
+    live, recent = Origin(DataState.LIVE, "engine", 0.0), of_latency(state)
     return [
         _panel(
             frame,
             "Requests",
             "",
             [Line("running", colours.blue, "running"), Line("waiting", colours.orange, "waiting")],
+            live,
+            whole=True,
         ),
-        _panel(frame, "KV cache", "share", [Line("in use", colours.purple, "kv_usage_ratio", fill=True)], maximum=1.0),
-        _panel(frame, "Output", "tokens/s", [Line("tokens", colours.green, "output_tokens_per_s")]),
-        _panel(frame, "TTFT p99", "s", [Line("TTFT p99", colours.purple, "ttft_p99_s")], limit=ttft),
-        _panel(frame, "TPOT p99", "s", [Line("TPOT p99", colours.sky, "tpot_p99_s")], limit=tpot),
+        _panel(
+            frame,
+            "KV cache",
+            "share in use",
+            [Line("in use", colours.purple, "kv_usage_ratio", fill=True)],
+            live,
+            maximum=1.0,
+        ),
+        _panel(frame, "Output", "tokens/s", [Line("tokens", colours.green, "output_tokens_per_s")], live),
+        _panel(frame, "TTFT p99", "s", [Line("TTFT p99", colours.purple, "ttft_p99_s")], recent, limit=ttft),
+        _panel(frame, "TPOT p99", "s", [Line("TPOT p99", colours.sky, "tpot_p99_s")], recent, limit=tpot),
     ]
 
 
@@ -97,8 +105,11 @@ def _panel(
     title: str,
     unit: str,
     lines: list[Line],
+    origin: Origin,
     limit: tuple[str, float] | None = None,
     maximum: float | None = None,
+    whole: bool = False,
 ) -> Panel:
     drawn = [line for line in lines if line.column in frame.columns and frame[line.column].notna().any()]
-    return Panel(title, unit, drawn, limit=limit, maximum=maximum, note=None if drawn else "nothing in this window")
+    note = None if drawn else "nothing in this window"
+    return Panel(title, unit, drawn, limit=limit, maximum=maximum, note=note, origin=origin, whole=whole)

@@ -8,6 +8,8 @@ import importlib.util
 import pkgutil
 from typing import TYPE_CHECKING
 
+from serving.commands import CommandError
+
 if TYPE_CHECKING:
     from serving.commands import Subparsers
 
@@ -27,4 +29,7 @@ def benchmark_names() -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     module = importlib.import_module(f"bench.{arguments.name}")
-    return int(module.main(arguments.rest))
+    try:
+        return int(module.main(arguments.rest))
+    except ValueError as error:
+        raise CommandError(str(error)) from error

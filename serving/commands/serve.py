@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +15,8 @@ from serving.commands import CommandError
 
 if TYPE_CHECKING:
     from engine.client_protocol import EngineInfo
+    from engine.config import EngineConfig
+    from engine.messages import Loading
     from serving.commands import Subparsers
     from serving.server_options import AdminOptions, ServerOptions
     from serving.terminal import Progress
@@ -87,6 +91,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and output together")
     engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
     engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
+    engine.add_argument(
+        "--long-prefill-threshold", type=int, metavar="TOKENS", help="most tokens of one prompt in a step (no limit)"
+    )
     engine.add_argument("--kv-cache-memory", type=memory_bytes, metavar="SIZE", help="such as 512M or 4G")
     engine.add_argument(
         "--kv-dtype",
@@ -122,37 +129,65 @@ def run_serve(arguments: argparse.Namespace) -> int:
     configure_environment()
     import uvloop
 
-    from engine.builtin_model import ModelUnavailableError
-    from engine.client import EngineStartError
-    from engine.messages import Loading
-    from power.device import DeviceError
-    from serving.ledger.engine import LedgerError
-    from serving.notify import notify
-    from serving.policy.problems import PolicyError
-    from serving.server import run_server
+    from engine.model_store import resolve_model
     from serving.terminal import Progress
 
     with Progress() as progress:
-
-        def on_loading(message: Loading) -> None:
-            progress.show(message.stage, message.done, message.total)
-
-        def on_ready(info: EngineInfo, url: str, admin_url: str | None) -> None:
-            progress.close()
-            if admin_url is not None and options.admin is not None:
-                announce_admin(admin_url, options.admin.token)
-            announce_url(info.model_id, f"{info.weight_format}, {info.device}", url)
-            notify(READY="1", STATUS=f"serves {info.model_id} at {url}", X_MODEL=info.model_id, X_URL=url,
-                   X_KIND=f"{info.weight_format}, {info.device}", X_ADMIN_URL=admin_url or "")  # fmt: skip
-
         try:
-            options = options_of(arguments, progress)
-            uvloop.run(run_server(options, on_loading, on_ready))
-        except PolicyError as error:
-            raise CommandError(f"the policy cannot be used:\n{error}") from error
-        except (EngineStartError, ModelUnavailableError, DeviceError, LedgerError, ValueError, OSError) as error:
-            raise CommandError(str(error)) from error
+            config = engine_config(arguments, resolve_model(arguments.model, progress.show))
+            uvloop.run(_serve(arguments, config, progress))
+        except _user_errors() as error:
+            raise CommandError(_explained(error)) from error
     return 0
+
+
+async def _serve(arguments: argparse.Namespace, config: EngineConfig, progress: Progress) -> None:
+    """The engine process first: it loads while the front end imports the rest and sets itself up.
+
+    Raises what `options_of` and `run_server` raise.
+    """
+    from engine.client import EngineClient
+
+    def on_loading(message: Loading) -> None:
+        progress.show(message.stage, message.done, message.total)
+
+    def on_ready(info: EngineInfo, url: str, admin_url: str | None) -> None:
+        progress.close()
+        if admin_url is not None and options.admin is not None:
+            announce_admin(admin_url, options.admin.token)
+        announce_url(info.model_id, f"{info.weight_format}, {info.device}", url)
+        notify(READY="1", STATUS=f"serves {info.model_id} at {url}", X_MODEL=info.model_id, X_URL=url,
+               X_KIND=f"{info.weight_format}, {info.device}", X_ADMIN_URL=admin_url or "")  # fmt: skip
+
+    engine = EngineClient(config, on_loading)
+    starting = asyncio.create_task(engine.start())
+    try:
+        from serving.notify import notify
+
+        options = await asyncio.to_thread(options_of, arguments, config)
+        server = await asyncio.to_thread(importlib.import_module, "serving.server")
+        await server.run_server(options, engine, starting, on_ready)
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await engine.close()
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """Evaluated when an error is there: importing what raises them would hold up every start."""
+    from engine.builtin_model import ModelUnavailableError
+    from engine.client import EngineStartError
+    from power.device import DeviceError
+    from serving.ledger.engine import LedgerError
+    from serving.policy.problems import PolicyError
+
+    return EngineStartError, ModelUnavailableError, DeviceError, LedgerError, PolicyError, ValueError, OSError
+
+
+def _explained(error: BaseException) -> str:
+    from serving.policy.problems import PolicyError
+
+    return f"the policy cannot be used:\n{error}" if isinstance(error, PolicyError) else str(error)
 
 
 def run_up(arguments: argparse.Namespace) -> int:
@@ -194,17 +229,12 @@ def run_up(arguments: argparse.Namespace) -> int:
         shutil.rmtree(run, ignore_errors=True)
 
 
-def options_of(arguments: argparse.Namespace, progress: Progress) -> ServerOptions:
-    """What the command line asks for. Raises `ModelUnavailableError`, `ValueError` or `OSError`."""
+def engine_config(arguments: argparse.Namespace, path: Path) -> EngineConfig:
+    """The engine that the command line asks for. Raises `ValueError`."""
     from engine.config import EngineConfig
-    from engine.model_store import resolve_model
     from kernels.weight_format import WeightFormat
-    from serving.server_options import ServerOptions
-    from serving.settings import ApiSettings
-    from serving.tenants_keys import open_keys
 
-    path = resolve_model(arguments.model, progress.show)
-    config = EngineConfig(
+    return EngineConfig(
         model=str(path),
         model_id=arguments.served_model_name or arguments.model,
         device=arguments.compute,
@@ -212,12 +242,21 @@ def options_of(arguments: argparse.Namespace, progress: Progress) -> ServerOptio
         max_model_len=arguments.max_model_len,
         max_num_seqs=arguments.max_num_seqs,
         max_num_batched_tokens=arguments.max_num_batched_tokens,
+        long_prefill_threshold_tokens=arguments.long_prefill_threshold,
         kv_cache_bytes=arguments.kv_cache_memory,
         num_threads=arguments.threads,
         kv_dtype=arguments.kv_dtype,
         gpu_memory_fraction=arguments.gpu_memory_fraction,
         deterministic=arguments.deterministic,
     )
+
+
+def options_of(arguments: argparse.Namespace, config: EngineConfig) -> ServerOptions:
+    """What the command line asks for. Raises `ValueError` or `OSError`."""
+    from serving.server_options import ServerOptions
+    from serving.settings import ApiSettings
+    from serving.tenants_keys import open_keys
+
     settings = ApiSettings(
         host=arguments.host,
         api_keys=open_keys(arguments.api_key_file) if arguments.api_key_file else None,

@@ -67,7 +67,7 @@ def value(world: World, name: str, t: float) -> float | None:
 
 def answer(world: World, names: list[str], since: float, until: float, points: int) -> api.SeriesAnswer:
     until = min(until, time.time())
-    step = max(1.0, (until - since) / points)
+    step = max(world.step_s, (until - since) / points)
     count = int((until - since) / step)
     first = since // 1 + 1
     times = [first + i * step for i in range(count + 1) if first + i * step <= until]

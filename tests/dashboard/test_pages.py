@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from emulated_world import CONDITIONS, TENANTS
 
+APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 PAGES = (
     "overview", "gpus", "serving", "carbon", "requests", "policies", "holds", "budgets", "audit", "experiments",
     "reports", "chat", "feeds", "alerts", "access",
@@ -17,13 +20,18 @@ def texts(page):
     return "\n".join(str(element.value) for kind in kinds for element in getattr(page, kind))
 
 
+@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_page_renders_in_each_state(open_page, emulator, name, condition):
-    emulator.world.condition = condition
-    page = open_page(name, role="operator")
-    assert not page.exception, page.exception
-    assert page.title
+def test_page_renders_for_each_role_in_each_state(open_page, emulator, forget, name, role):
+    page = open_page(name, role=role)
+    for condition in CONDITIONS:
+        emulator.world.condition = condition
+        forget()
+        page.run()
+        assert not page.exception, (condition, page.exception)
+        assert page.title
+        assert f"role {role}" in texts(page)
+        assert not page.error, (condition, [each.value for each in page.error])
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -31,14 +39,6 @@ def test_page_says_so_when_the_api_is_down(open_page, name):
     page = open_page(name, api=NOWHERE)
     assert not page.exception, page.exception
     assert any("No contact with the admin API" in error.value for error in page.error)
-
-
-@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
-@pytest.mark.parametrize("name", ["holds", "policies", "audit", "access", "feeds"])
-def test_page_renders_for_each_role(open_page, name, role):
-    page = open_page(name, role=role)
-    assert not page.exception, page.exception
-    assert f"role {role}" in texts(page)
 
 
 def test_api_refuses_a_wrong_token_and_the_page_says_so(open_page):
@@ -50,8 +50,10 @@ def test_api_refuses_a_wrong_token_and_the_page_says_so(open_page):
 def test_overview_has_six_tiles_with_their_states(open_page):
     page = open_page("overview")
     labels = [metric.label for metric in page.metric]
-    assert labels == ["Energy per token", "Power", "Carbon per 1k tokens", "TTFT p99", "Waiting", "Policy"]
-    assert sum("live]" in caption.value for caption in page.caption) >= 6
+    assert labels == ["Energy per token", "Power", "CO2e per 1k tok", "TTFT p99", "Waiting", "Policy"]
+    found = texts(page)
+    assert found.count("live]") >= 4
+    assert found.count("-badge[") >= 7
     assert "Attribution gap" in texts(page)
     assert "against every answer at L0" in texts(page).replace("\\", "")
 
@@ -60,20 +62,20 @@ def test_overview_shows_a_dash_and_a_reason_for_what_is_unknown(open_page, emula
     emulator.world.condition = "empty"
     page = open_page("overview")
     values = {metric.label: metric.value for metric in page.metric}
-    assert values["Power"] == values["Energy per token"] == values["Carbon per 1k tokens"] == "–"
+    assert values["Power"] == values["Energy per token"] == values["CO2e per 1k tok"] == "–"
     assert "the server measures no power" in texts(page).replace("\\", "")
 
 
 def test_simulated_power_is_named_on_every_tile_that_uses_it(open_page, emulator):
     emulator.world.condition = "simulated"
     page = open_page("overview")
-    assert sum("simulated]" in caption.value for caption in page.caption) >= 4
+    assert texts(page).count("simulated]") >= 4
 
 
 def test_stale_feed_shows_on_the_carbon_tile(open_page, emulator):
     emulator.world.condition = "stale_feed"
     page = open_page("overview")
-    assert any("stale]" in caption.value and "uk" in caption.value for caption in page.caption)
+    assert any("stale]" in each.value and "uk" in each.value for each in page.markdown)
     assert "Serving, with warnings" in texts(page)
 
 
@@ -109,13 +111,6 @@ def test_hold_is_placed_bannered_and_released(open_page, emulator):
     release = next(button for button in page.button if button.label == "Release")
     release.click().run()
     assert emulator.world.hold is None
-
-
-def test_panic_is_two_clicks(open_page, emulator):
-    page = open_page("overview", role="operator")
-    page.button(key="panic").click().run()
-    page.button(key="panic-confirm").click().run()
-    assert emulator.world.hold.mode == "defaults"
 
 
 def test_policy_error_names_its_line_then_the_mended_text_is_activated(open_page, emulator):
@@ -162,7 +157,7 @@ def test_session_without_token_is_asked_for_one(url, monkeypatch):
     monkeypatch.setenv(settings.ADMIN_TOKEN, "admin")
     monkeypatch.setenv(settings.LINK_TOKEN, "printed")
     st.cache_resource.clear()
-    page = AppTest.from_file("dashboard/app.py", default_timeout=30)
+    page = AppTest.from_file(str(APP), default_timeout=60)
     page.query_params["token"] = "guessed"
     page.run()
     assert not page.metric

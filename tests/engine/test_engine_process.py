@@ -19,13 +19,14 @@ import pytest_asyncio
 import zmq
 
 from engine.client import EngineClient, EngineStartError
-from engine.client_protocol import EngineUnavailableError, Generation, TokenDelta
+from engine.client_protocol import EngineHealth, EngineStats, EngineUnavailableError, Generation, TokenDelta
 from engine.config import EngineConfig
-from engine.messages import StepOutputs, Submit, encoder, from_engine_decoder
+from engine.messages import Abort, Delta, StepOutputs, Submit, ToEngine, encoder, from_engine_decoder
 from engine.request import FinishReason, Guide, GuideKind, SamplingParams
 
 # Steps take so many times as long where a request must still run when the test acts, however busy the machine.
 SLOW = 200.0
+IDLE = EngineStats(0, 0, 0, None, 0, 1, 0, 0, 0)
 
 
 def config(model: Path, **changes: object) -> EngineConfig:
@@ -104,6 +105,44 @@ async def test_abort_by_id_ends_the_stream(client):
     assert len(tokens(await collect(client, generation("victim")))) == 20
 
 
+async def test_what_an_aborted_request_left_on_the_wire_does_not_reach_the_next_of_its_id(monkeypatch):
+    client = EngineClient(config(Path("none")))
+    client._health = EngineHealth(True, None)
+    sent: list[ToEngine] = []
+    monkeypatch.setattr(client, "_send", sent.append)
+
+    def arrive(submitted: Submit, token: int, finish: FinishReason | None = None) -> None:
+        delta = Delta(submitted.request_id, submitted.ticket, (token,), (), finish, 0, None)
+        client._take(StepOutputs((delta,), None, IDLE))
+
+    streams, submitted = [], []
+    for _ in range(2):
+        streams.append(client.generate(generation("same")))
+        pending = asyncio.ensure_future(anext(streams[-1]))
+        await asyncio.sleep(0)
+        (message,) = [message for message in sent if isinstance(message, Submit) and message not in submitted]
+        submitted.append(message)
+        if len(streams) == 1:
+            arrive(message, 1)
+            assert (await pending).token_ids == (1,)
+            await streams[0].aclose()
+            assert sent[-1] == Abort(("same",))
+    # The engine had drawn these before the abort reached it.
+    arrive(submitted[0], 2)
+    arrive(submitted[0], 3, FinishReason.LENGTH)
+    arrive(submitted[1], 4)
+    arrive(submitted[1], 5, FinishReason.LENGTH)
+    assert tokens([await pending, *[delta async for delta in streams[1]]]) == [4, 5]
+
+
+async def test_limits_below_one_are_refused_before_they_reach_the_engine():
+    client = EngineClient(config(Path("none")))
+    with pytest.raises(ValueError, match="token_budget must be at least 1"):
+        await client.set_limits(token_budget=0)
+    with pytest.raises(ValueError, match="max_running must be at least 1"):
+        await client.set_limits(max_running=-1)
+
+
 async def test_one_id_cannot_run_twice(client):
     stream = client.generate(generation("same", length=300))
     await anext(stream)
@@ -169,20 +208,33 @@ async def test_pause_holds_everything_and_survives_a_restart(client):
 
 async def test_limits_reach_the_scheduler(client):
     records = []
-    client._on_step = lambda record, stats: records.append(stats)
+    client.on_step = lambda record, stats: records.append(stats)
     await client.set_limits(max_running=2)
     await asyncio.gather(*(collect(client, generation(f"r{index}")) for index in range(8)))
     assert max(stats.running for stats in records) <= 2
 
 
-async def test_an_idle_engine_uses_no_processor(client):
+async def test_an_idle_engine_blocks(client):
+    """No thread of it wakes: neither a spinning loop nor a polling one."""
     await collect(client, generation("warm"))
-    process = psutil.Process(client.pid)
-    before = process.cpu_times()
-    await asyncio.sleep(2.0)
-    after = process.cpu_times()
-    # 1 % of 2 s; the clock ticks in 10 ms.
-    assert (after.user + after.system) - (before.user + before.system) <= 0.02
+
+    def wakes() -> int:
+        return sum(
+            int(line.split()[1])
+            for status in Path(f"/proc/{client.pid}/task").glob("*/status")
+            for line in status.read_text().splitlines()
+            if line.startswith(("voluntary", "nonvoluntary"))
+        )
+
+    # What the last step leaves to do is over once nothing has woken for a while.
+    seen, still = wakes(), 0
+    for _ in range(300):
+        await asyncio.sleep(0.1)
+        seen, last = wakes(), seen
+        still = still + 1 if seen == last else 0
+        if still == 10:
+            return
+    pytest.fail("the engine never stopped waking")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +252,18 @@ async def test_a_start_that_cannot_work_says_why(tiny_model, changes, message):
     with pytest.raises(EngineStartError, match=message):
         await client.start()
     await client.close()
+
+
+async def test_an_engine_that_is_still_loading_is_ended_without_waiting_for_it(tiny_model):
+    stages = []
+    client = EngineClient(config(tiny_model), on_loading=stages.append)
+    starting = asyncio.create_task(client.start())
+    await until(lambda: stages, "the process speaks", 120.0)
+    engine = psutil.Process(client.pid)
+    starting.cancel()
+    await client.close()
+    assert not engine.is_running()
+    assert client._process.returncode == -signal.SIGTERM
 
 
 def test_the_engine_ends_when_its_front_end_is_killed(tiny_model):

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from engine.checkpoint import open_checkpoint
 from engine.config_reading import config_from_gguf
 from engine.decoder import Decoder
-from engine.gguf_file import GgufFile
-from engine.gguf_quants import SUPPORTED_TYPES, dequantize, int4_blocks
+from engine.gguf_file import SUPPORTED_TYPES, GgufFile
+from engine.gguf_quants import _DEQUANTIZE, _FLOATS, dequantize, int4_blocks
 from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind
 from engine.random_model import random_model
 from engine.rope import inverse_frequencies
@@ -116,6 +116,10 @@ def random_rows(kind: Kind, rows: int, blocks: int) -> np.ndarray:
             scales = generator.standard_normal(len(raw)).astype(np.float16)
             raw[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
     return raw.reshape(rows, -1)
+
+
+def test_what_the_reader_lets_through_can_be_dequantised() -> None:
+    assert set(SUPPORTED_TYPES) == {*_FLOATS, *_DEQUANTIZE}
 
 
 @pytest.mark.parametrize("kind", SUPPORTED_TYPES, ids=lambda kind: kind.name)

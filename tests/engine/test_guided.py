@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from engine.guided import GuideCompiler
-from engine.guides import validate_guide
+from engine.guided import MAX_RECENT_GUIDES, GuideCompiler
+from engine.guides import grammar_of, validate_guide
 from engine.request import Guide, GuideKind, Request, SamplingParams
 from engine.sampler import Sampler
 
@@ -99,6 +100,42 @@ def test_a_compiled_guide_is_shared_and_each_matcher_stands_alone(compiler, toke
     second.accept(a)
     with pytest.raises(ValueError, match="guided output failed"):
         first.accept(a)
+
+
+def test_a_held_guide_is_compiled_once_however_many_come_after_it(compiler, monkeypatch):
+    compiled: list[Guide] = []
+    monkeypatch.setattr("engine.guided.grammar_of", lambda guide: compiled.append(guide) or grammar_of(guide))
+    held_guide = Guide(GuideKind.REGEX, "held")
+    held = compiler.compiled(held_guide)
+    for number in range(MAX_RECENT_GUIDES + 1):
+        compiler.compile(Guide(GuideKind.REGEX, f"other {number}"))
+    assert compiler.compiled(held_guide) is held
+    assert compiled.count(held_guide) == 1
+    assert len(compiler._recent) == MAX_RECENT_GUIDES
+
+
+def test_a_slow_compilation_keeps_nobody_from_a_compiled_guide(compiler, monkeypatch):
+    ready, going_on = Guide(GuideKind.REGEX, "ready"), Guide(GuideKind.REGEX, "slow")
+    compiler.compile(ready)
+    began, may_end = threading.Event(), threading.Event()
+
+    def slowly(guide: Guide) -> str:
+        began.set()
+        assert may_end.wait(60)
+        return grammar_of(guide)
+
+    monkeypatch.setattr("engine.guided.grammar_of", slowly)
+    thread = threading.Thread(target=compiler.compile, args=(going_on,))
+    thread.start()
+    assert began.wait(60)
+    taken = threading.Thread(target=compiler.compile, args=(ready,))
+    taken.start()
+    taken.join(30)
+    stuck = taken.is_alive()
+    may_end.set()
+    thread.join()
+    taken.join()
+    assert not stuck
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def serve(make_app) -> Iterator[Callable[..., LiveServer]]:
     def serve(engine: FakeEngine, **settings: Any) -> LiveServer:
         app = make_app(engine, **settings)
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(server_config(app, ApiSettings(**settings), port=0))
+        server = uvicorn.Server(server_config(app, ApiSettings(**settings)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread))

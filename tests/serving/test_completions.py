@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 
@@ -34,6 +36,36 @@ async def test_choices_of_several_prompts_stand_in_order(client, engine):
     assert [generation.prompt_token_ids[0] for generation in engine.generations] == [97, 97, 98, 98]
     assert [choice["text"] for choice in body["choices"]] == ["Th", "he", "Th", "he"]
     assert body["usage"]["prompt_tokens"] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_choices_of_a_long_prompt_begin_once_its_first_choice_has_computed_it(client, engine, stream):
+    gate = asyncio.Event()
+    engine.step = gate.wait
+    longer = engine.info.block_size + 1
+    long = asyncio.create_task(complete(client, ["x" * longer, "y" * longer], n=3, max_tokens=2, stream=stream))
+    short = asyncio.create_task(complete(client, "z", n=3, max_tokens=2))
+    while len(engine.active) < 5:
+        await asyncio.sleep(0)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert [generation.prompt_token_ids[0] for generation in engine.generations] == [120, 121, 122, 122, 122]
+    gate.set()
+    await long
+    assert (await short).json()["usage"]["completion_tokens"] == 6
+    assert (
+        sorted(generation.prompt_token_ids[0] for generation in engine.generations) == [120] * 3 + [121] * 3 + [122] * 3
+    )
+
+
+async def test_a_first_choice_that_fails_ends_those_that_wait_for_it(client, engine):
+    engine.error_after = 0
+    body = {"prompt": "x" * (engine.info.block_size + 1), "n": 4}
+    assert (await client.post("/v1/completions", json=body)).status_code == 500
+    assert len(engine.generations) == 1
+    assert not engine.active
+    engine.error_after = None
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
 
 
 @pytest.mark.parametrize("prompt", ["say ", [115, 97, 121, 32]])

@@ -148,6 +148,22 @@ def test_n_choices_logprobs_and_stop(server: Server) -> None:
     assert stopped.choices[0].finish_reason == "stop"
 
 
+def test_choices_share_the_keys_and_values_of_their_prompt(server: Server) -> None:
+    def hits() -> float:
+        text = httpx.get(f"{server.url}/metrics").text
+        found = re.search(r"^gridserve_prefix_cache_hits_total(?:\{.*\})? (\S+)$", text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    before = hits()
+    prompt = [11 + token for token in range(100)]
+    answer = server.client().completions.create(model="tiny", prompt=prompt, n=4, max_tokens=2)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 100
+    # Blocks of 32 tokens: the first choice computes the prompt, the other three find its three full blocks.
+    assert hits() - before == 3 * 96
+
+
 def test_a_prompt_over_the_window_is_refused_with_both_lengths(server: Server) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         server.client().completions.create(model="tiny", prompt=[7] * 700, max_tokens=5)

@@ -33,11 +33,11 @@ def grid() -> None:
     if snapshot.state is None or carbon is None:
         return
     now = snapshot.state.now_unix_s
-    show.tile_row(view.tiles(carbon, now), columns=4, min_px=190)
-    window = ((now - view.HISTORY_S) * 1000, (now + view.AHEAD_S) * 1000)
+    show.tile_row(view.tiles(carbon, now), snapshot)
+    window = (view.since_unix_s(carbon, now) * 1000, (now + view.AHEAD_S) * 1000)
     made = [view.panel(carbon, now, session.colours())]
     alt = "Carbon intensity of the last 24 hours and the forecast of the next 48 with its band from p10 to p90."
-    show.panels(pd.DataFrame(), made, window, "carbon-grid", alt, now * 1000, panel_px=210)
+    show.panels(pd.DataFrame(), made, window, snapshot, "carbon-grid", alt, now * 1000, panel_px=210)
     facts = " · ".join(f"{name}: {value}" for name, value in view.provenance(carbon.intensity).items())
     st.caption(plain(facts))
     if carbon.forecast is None:
@@ -53,12 +53,16 @@ def plan(carbon: CarbonState) -> None:
     verb = "Given to requests." if carbon.enforce else "Decided and reported, not given: the policy does not enforce."
     st.caption(plain(f"{verb} Strategy {carbon.plan.strategy}. Savings are expected grams {view.COUNTERFACTUAL}."))
     rows = view.mix_rows(carbon.plan)
-    spoken = "; ".join(f"{row['Class']}: {row['Mix']}" for row in rows)
-    height = 64 + 34 * max(1, len(rows))
-    st.echarts_chart(
-        view.mix_spec(carbon.plan, session.colours()), height=height, key="mix", alt=f"Mix by class. {spoken}"
+    if rows:
+        spoken = "; ".join(f"{row['Class']}: {row['Mix']}" for row in rows)
+        spec = view.mix_spec(carbon.plan, session.colours())
+        st.echarts_chart(spec, height=64 + 34 * len(rows), key="mix", alt=f"Mix by class. {spoken}")
+    show.table(
+        rows,
+        "mix-table",
+        "Mix, saving and expected quality by class.",
+        "No class of prompts is judged yet: all at L0.",
     )
-    show.table(rows, "mix-table", "Mix, saving and expected quality by class.", "The plan has no classes.")
     for note in carbon.plan.notes:
         st.caption(plain(note))
 
@@ -75,6 +79,9 @@ def quality(now_unix_s: float) -> None:
         alt = "Quality of each level relative to L0 by class, with 90 % intervals; the table below has the figures."
         st.echarts_chart(spec, height=height, key="quality", alt=alt)
     show.table(view.quality_rows(evaluator), "quality-table", "Quality by class and level.", "Nothing judged yet.")
+    if evaluator.runs:
+        st.subheader("Runs of the evaluator")
+        show.table(view.run_rows(evaluator), "evaluator-runs", "Runs of the evaluator with verdicts and cost.", "")
 
 
 page()

@@ -29,16 +29,16 @@ def page() -> None:
     st.caption(f"{len(rows)} of {len(found.rows)} rows on this page")
     empty = "No such row." if found.rows else "Nothing is on record yet, or this server keeps no ledger."
     chosen = show.table(
-        view.rows(rows), "audit-table", "Audit rows.", empty, on_select="rerun", selection_mode="single-row", height=380
+        view.rows(rows), "audit-table", "Audit rows.", empty, on_select="rerun", selection_mode="single-row"
     )
     with st.container(horizontal=True):
+        if st.button("Newer", icon=":material/chevron_left:", key="audit-newer", disabled=len(marks) == 1):
+            marks.pop()
+            st.rerun()
         if st.button(
             "Older", icon=":material/chevron_right:", key="audit-older", disabled=found.next_before_seq is None
         ):
             marks.append(found.next_before_seq)
-            st.rerun()
-        if st.button("Newer", icon=":material/chevron_left:", key="audit-newer", disabled=len(marks) == 1):
-            marks.pop()
             st.rerun()
         verify = st.button("Check the hash chain", icon=":material/link:", key="audit-verify")
         export()

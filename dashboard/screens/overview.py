@@ -11,6 +11,7 @@ from dashboard.snapshot import Snapshot
 from dashboard.views import overview as view
 from dashboard.views.formats import plain
 from dashboard.views.health import Level, verdict
+from dashboard.views.origin import aged
 
 RANGES = {"15 min": WINDOW_S, "1 h": 3600.0, "6 h": 21600.0, "24 h": 86400.0}
 AHEAD = 1 / 5  # of the range, shown ahead of now for the forecast
@@ -44,15 +45,13 @@ def tiles() -> None:
     judged = verdict(snapshot)
     reasons = f" — {plain(' · '.join(judged.reasons[:3]))}" if judged.reasons else ""
     st.markdown(f":{COLOURS[judged.level]}[{SIGNS[judged.level]} **{judged.word}**]{reasons}")
-    show.tile_row(view.tiles(snapshot))
+    show.tile_row(view.tiles(snapshot), snapshot)
     state = snapshot.state
     if state is None:
         return
     gap = view.attribution_gap(state)
-    st.caption(f"{plain(gap.text)} · {show.origin_line(gap.origin)}")
-    line = view.why(state, session.carbon())
-    if line:
-        st.caption(line)
+    lines = [f"{plain(gap.text)} · {show.origin_line(aged(gap.origin, snapshot))}", view.why(state, session.carbon())]
+    st.caption("  \n".join(line for line in lines if line))
 
 
 @st.fragment(run_every=1.0)
@@ -85,8 +84,10 @@ def draw(snapshot: Snapshot, frame: pd.DataFrame, span_s: float) -> None:
     happened = view.marks(session.recent_audit(), since_ms)
     made = view.panels(frame, state, session.carbon(), happened, session.colours())
     alt = "Power and cap, SM clock, carbon intensity with forecast, and TTFT p99 with SLO, on one time axis."
-    show.panels(frame, made, (since_ms, now_ms + AHEAD * span_s * 1000), "overview-stack", alt, now_ms)
-    st.caption("Times are UTC. Dotted lines: actuations and operators' acts. Vertical line: now.")
+    window_ms = (since_ms, now_ms + AHEAD * span_s * 1000)
+    show.panels(frame, made, window_ms, snapshot, "overview-stack", alt, now_ms)
+    span = next(name for name, seconds in RANGES.items() if seconds == span_s)
+    st.caption(f"Range: {span}. Times are UTC. Dotted lines: actuations and operators' acts. Vertical line: now.")
 
 
 page()

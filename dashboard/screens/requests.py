@@ -38,14 +38,14 @@ def page() -> None:
         "No finished request here yet. Send one, or clear the filters.",
         on_select="rerun",
         selection_mode="single-row",
-        height=330,
+        column_config={"Request": st.column_config.TextColumn(width=120)},
     )
     with st.container(horizontal=True):
-        if st.button("Older", icon=":material/chevron_right:", key="request-older", disabled=found.next_cursor is None):
-            cursors.append(found.next_cursor)
-            st.rerun()
         if st.button("Newer", icon=":material/chevron_left:", key="request-newer", disabled=len(cursors) == 1):
             cursors.pop()
+            st.rerun()
+        if st.button("Older", icon=":material/chevron_right:", key="request-older", disabled=found.next_cursor is None):
+            cursors.append(found.next_cursor)
             st.rerun()
     picked = chosen.selection.rows if chosen is not None else []
     if picked and picked[0] < len(found.requests):

@@ -74,9 +74,7 @@ def comparison(runs: list[view.Run]) -> None:
     if a.name == b.name:
         st.info("Choose two different runs.")
         return
-    show.table(
-        view.compare(a, b), "compare-table", "Figures of two runs.", "They have no figure in common.", height=360
-    )
+    show.table(view.compare(a, b), "compare-table", "Figures of two runs.", "They have no figure in common.")
 
 
 page()

@@ -8,7 +8,7 @@ from dashboard import session, show
 from dashboard.errors import ApiError, ApiRefusedError
 from dashboard.schema_policy import PolicyProblem, PolicyState
 from dashboard.views import policies as view
-from dashboard.views.formats import clock, number, plain
+from dashboard.views.formats import clock, plain
 
 EDITOR = "policy-text"
 BASE = "policy-base-revision"
@@ -53,11 +53,10 @@ def in_force(policy: PolicyState) -> None:
     e = policy.effective
     show.facts(
         {
-            "In force": f"{policy.name}, revision {policy.revision}",
+            "In force": f"{policy.name}, revision {policy.revision[:12]}",
             "Mode": f"{policy.mode}: {view.MODE_MEANS.get(policy.mode, '')}",
             "Since": f"{clock(policy.activated_unix_s)} UTC, by {policy.actor}",
-            "Asks now for": f"governor {e.governor}, clock {number(e.clock_min_mhz, digits=4)} to "
-            f"{number(e.clock_max_mhz, 'MHz', 4)}, band {e.band}, directive {e.directive}",
+            "Asks now for": f"governor {e.governor}, {view.clock_bounds(e)}, band {e.band}, directive {e.directive}",
         }
     )
     if e.rules:
@@ -69,12 +68,11 @@ def editor(policy: PolicyState) -> None:
         st.warning("The policy in force changed since this text was loaded.", icon=":material/sync_problem:")
     text = st.text_area("Policy (YAML)", key=EDITOR, height=420, help="Settings and their meaning: tab Schema help.")
     mode = view.mode_of(text)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.button("Validate", key="policy-validate", icon=":material/rule:", on_click=remember, args=("validate",))
         st.button(
             "Show differences", key="policy-diff", icon=":material/difference:", on_click=remember, args=("diff",)
         )
-        window = st.selectbox("Window", list(WINDOWS), key="policy-window", width=110, label_visibility="collapsed")
         st.button(
             "What if",
             key="policy-what-if",
@@ -84,7 +82,10 @@ def editor(policy: PolicyState) -> None:
             disabled=not session.may("operator"),
             help="Runs the recorded requests of this window through the simulator. Needs operator.",
         )
+        window = st.selectbox("Window", list(WINDOWS), key="policy-window", width=110, label_visibility="collapsed")
         st.button("Load the policy in force", key="policy-load", on_click=load, args=(policy.text, policy.revision))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Mode in the text", width="content")
         for each in view.MODES:
             st.button(f"Set {each}", key=f"policy-set-{each}", disabled=mode == each, on_click=set_mode, args=(each,))
     if st.session_state.get("policy-mode-error"):
@@ -115,7 +116,7 @@ def validation(text: str) -> None:
     if answer is None:
         return
     if answer.ok:
-        st.success(f"Valid. It would be revision {answer.revision}.", icon=":material/check:")
+        st.success(f"Valid. It would be revision {(answer.revision or '')[:12]}.", icon=":material/check:")
     problems(answer.problems, text)
 
 
@@ -190,7 +191,9 @@ def finish(made: PolicyState, verb: str) -> None:
     load(made.text, made.revision)
     st.session_state["policy-reason"] = ""
     st.session_state["policy-shown"] = None
-    st.session_state["policy-done"] = f"{verb}: {made.name} is in force, revision {made.revision}, mode {made.mode}."
+    st.session_state["policy-done"] = (
+        f"{verb}: {made.name} is in force, revision {made.revision[:12]}, mode {made.mode}."
+    )
 
 
 def revisions(policy: PolicyState) -> None:
@@ -203,7 +206,9 @@ def revisions(policy: PolicyState) -> None:
     earlier = [each.revision for each in answer.revisions if each.revision != policy.revision]
     if not earlier:
         return
-    chosen = st.selectbox("Earlier revision", list(dict.fromkeys(earlier)), key="revision-chosen")
+    chosen = st.selectbox(
+        "Earlier revision", list(dict.fromkeys(earlier)), key="revision-chosen", format_func=lambda name: name[:12]
+    )
     answer_diff = session.ask(lambda api: api.diff(revision=str(chosen)))
     if answer_diff is not None:
         show.table(
@@ -222,7 +227,7 @@ def revisions(policy: PolicyState) -> None:
             made = session.ask(lambda api: api.rollback(str(chosen), policy.revision, reason.strip()))
             if made is not None:
                 st.session_state.pop(EDITOR, None)
-                st.session_state["policy-done"] = f"Rolled back: revision {made.revision} is in force."
+                st.session_state["policy-done"] = f"Rolled back: revision {made.revision[:12]} is in force."
                 st.rerun()
 
 
@@ -236,7 +241,6 @@ def schema_help() -> None:
         "schema-table",
         "Settings of a policy file.",
         "No setting has that word.",
-        height=420,
     )
 
 

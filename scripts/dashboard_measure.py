@@ -1,0 +1,189 @@
+"""What the dashboard costs: the browser's main thread and heap, times to paint, and the latency of inference beside it.
+
+    python scripts/dashboard_measure.py browser --seconds 60       overview at 1 Hz, 15 minutes of data
+    python scripts/dashboard_measure.py inference --rounds 3       p95 of requests with no and with three sessions
+
+`browser` measures against an emulated admin API, whose series are full from the start. `inference` starts a server on
+the CPU with a simulated device and the embedded model; rounds without and with sessions take turns. One JSON object
+is printed. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from dashboard_browser import at, browser, dashboard, emulated_api, outside
+from playwright.sync_api import Browser, CDPSession
+
+TOKEN = "a-token-of-the-measurement"  # noqa: S105 - of a server that lives for this run
+CANVAS = "[data-testid=stEChartsChart] canvas"
+
+
+def metrics(session: CDPSession) -> dict[str, float]:
+    session.send("HeapProfiler.collectGarbage")
+    return {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+
+
+def first_paint(chromium: Browser, link: str) -> float:
+    """Seconds from navigation to the first tile with a figure, in a fresh session and browser profile."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    started = time.monotonic()
+    page.goto(link)
+    page.get_by_test_id("stMetricValue").first.wait_for(timeout=60_000)
+    took = time.monotonic() - started
+    context.close()
+    return took
+
+
+def measure_browser(chromium: Browser, link: str, seconds: float) -> dict[str, Any]:
+    paints = [first_paint(chromium, link) for _ in range(4)]
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    left = outside(context)
+    page = context.new_page()
+    page.goto(link)
+    page.locator(CANVAS).first.wait_for(timeout=60_000)
+    session = context.new_cdp_session(page)
+    session.send("Performance.enable")
+    page.wait_for_timeout(8000)
+    samples = [metrics(session)]
+    for _ in range(5):
+        page.wait_for_timeout(seconds * 200)
+        samples.append(metrics(session))
+    first, last = samples[0], samples[-1]
+    busy = (last["TaskDuration"] - first["TaskDuration"]) / (last["Timestamp"] - first["Timestamp"])
+    heap_mb = [each["JSHeapUsedSize"] / 1e6 for each in samples]
+    at_s = [each["Timestamp"] - first["Timestamp"] for each in samples]
+    ranges = [long_range(page) for _ in range(3)]
+    context.close()
+    return {
+        "seconds": seconds,
+        "first_useful_paint_s": {"first": round(paints[0], 2), "later": [round(each, 2) for each in paints[1:]]},
+        "main_thread_busy": round(busy, 3),
+        "heap_mb": [round(each, 1) for each in heap_mb],
+        "heap_mb_per_10_min": round(float(np.polyfit(at_s, heap_mb, 1)[0]) * 600, 2),
+        "dom_nodes": [int(first["Nodes"]), int(last["Nodes"])],
+        "listeners": [int(first["JSEventListeners"]), int(last["JSEventListeners"])],
+        "range_24h_s": [round(each, 2) for each in ranges],
+        "outside_requests": left,
+    }
+
+
+def long_range(page: Any) -> float:
+    """Seconds from the click on 24 h until a chart of that range is drawn; then back to 15 minutes."""
+    page.evaluate("() => performance.clearMarks()")
+    started = time.monotonic()
+    page.get_by_text("24 h", exact=True).click()
+    page.get_by_text("Range: 24 h").wait_for(timeout=60_000)
+    page.locator(CANVAS).first.wait_for(timeout=60_000)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    took = time.monotonic() - started
+    page.get_by_text("15 min", exact=True).click()
+    page.get_by_text("Range: 15 min").wait_for(timeout=60_000)
+    page.wait_for_timeout(1500)
+    return took
+
+
+@contextlib.contextmanager
+def server(model: str) -> Iterator[tuple[str, str]]:
+    """(inference URL, admin URL) of a server with policy, ledger and a simulated device."""
+    from serving.up import working_copy
+
+    with tempfile.TemporaryDirectory() as folder:
+        policy = Path(folder, "policy.yaml")
+        policy.write_text(working_copy().replace("mode: enforce", "mode: observe"), encoding="utf-8")
+        command = [sys.executable, "-m", "serving.cli", "serve", "--model", model, "--port", "0", "--admin-port", "0"]
+        command += ["--policy", str(policy), "--ledger", f"{folder}/ledger", "--device", "simulated:h100-sxm"]
+        command += ["--threads", "1", "--max-model-len", "2048"]
+        environment = os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        said = ""
+        assert started.stdout is not None
+        while "gridserve serves" not in said and (line := started.stdout.readline()):
+            said += line
+        try:
+            yield re.findall(r"at (http://\S+)/v1", said)[0], re.findall(r"admin API at (http://[^\s,]+)", said)[0]
+        finally:
+            started.terminate()
+            started.wait(30)
+            started.stdout.close()
+
+
+def latencies(url: str, requests: int) -> list[float]:
+    """Seconds of each of `requests` answers of 16 tokens, one after another."""
+    found = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        model = client.get("/v1/models").json()["data"][0]["id"]
+        body = {"model": model, "max_tokens": 16, "temperature": 0, "messages": [{"role": "user", "content": "Hello"}]}
+        for _ in range(requests):
+            started = time.monotonic()
+            client.post("/v1/chat/completions", json=body).raise_for_status()
+            found.append(time.monotonic() - started)
+    return found
+
+
+def measure_inference(chromium: Browser, link: str, url: str, requests: int, rounds: int) -> dict[str, Any]:
+    """Sessions: three browser tabs on the overview. Rounds alternate, so that a drift of the machine hits both."""
+    latencies(url, 10)
+    alone: list[float] = []
+    beside: list[float] = []
+    for _ in range(rounds):
+        alone += latencies(url, requests)
+        contexts = [chromium.new_context(viewport={"width": 1280, "height": 1000}) for _ in range(3)]
+        for context in contexts:
+            page = context.new_page()
+            page.goto(at(link, "overview"))
+            page.locator(CANVAS).first.wait_for(timeout=60_000)
+        time.sleep(3)
+        beside += latencies(url, requests)
+        for context in contexts:
+            context.close()
+        time.sleep(2)
+    p95 = [float(np.percentile(each, 95)) for each in (alone, beside)]
+    return {
+        "requests": len(alone),
+        "p50_ms": [round(1000 * float(np.median(each)), 1) for each in (alone, beside)],
+        "p95_ms": [round(1000 * each, 1) for each in p95],
+        "p95_change": round(p95[1] / p95[0] - 1, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("browser", "inference"))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--requests", type=int, default=60, help="in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "date": time.strftime("%F")}
+    with contextlib.ExitStack() as stack:
+        if arguments.what == "browser":
+            api = stack.enter_context(emulated_api("live"))
+            link = stack.enter_context(dashboard(api, api, "admin"))
+            chromium = stack.enter_context(browser())
+            found |= measure_browser(chromium, link, arguments.seconds)
+        else:
+            url, admin = stack.enter_context(server(arguments.model))
+            link = stack.enter_context(dashboard(admin, url, TOKEN))
+            chromium = stack.enter_context(browser())
+            found |= measure_inference(chromium, link, url, arguments.requests, arguments.rounds)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+# ruff: noqa: E402 - the browser's helpers stand beside the scripts
+"""An operator's ways through the dashboard in Chromium, against a server as users run it: every act must change the
+running system and leave its audit row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import dashboard_browser as chromium
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from dashboard.client import AdminClient
+from serving.up import working_copy
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(chromium.chromium_path() is None, reason="no Chromium here; apt-get install chromium"),
+]
+TOKEN = "a-token-of-the-journeys"
+PATIENCE_MS = 60_000
+PAGES = {
+    "overview": "Energy per token",
+    "gpus": "Where the",
+    "serving": "KV cache",
+    "carbon": "Directives by class",
+    "requests": "Finished requests",
+    "policies": "In force",
+    "holds": "Place a hold",
+    "budgets": "of the UTC day",
+    "audit": "Decisions, actuations",
+    "experiments": "Results that",
+    "reports": "Recorded requests",
+    "chat": "Answers stream",
+    "feeds": "Feeds of zone",
+    "alerts": "What is wrong now",
+    "access": "You are",
+}
+
+LINKS = {"gpus": "GPUs and power", "budgets": "Tenants and budgets", "feeds": "Feeds and health"}
+
+
+class Server:
+    """One `gridserve serve` with policy, ledger and admin API, on a simulated device and a bundled intensity."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.policy = folder / "policy.yaml"
+        self.policy.write_text(working_copy(), encoding="utf-8")
+        command = [sys.executable, "-m", "serving.cli", "serve", "--model", str(model), "--port", "0", "--threads", "1"]
+        command += ["--admin-port", "0", "--policy", str(self.policy), "--ledger", str(folder / "ledger")]
+        command += ["--max-model-len", "512", "--kv-cache-memory", "4M", "--served-model-name", "tiny"]
+        command += ["--device", "simulated:h100-sxm"]
+        environment = os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        said = ""
+        assert self.process.stdout is not None
+        while "serves tiny" not in said and (line := self.process.stdout.readline()):
+            said += line
+        self.url = re.findall(r"at (http://\S+)/v1", said)[0]
+        self.admin = re.findall(r"admin API at (http://[^\s,]+)", said)[0]
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        answer = httpx.get(f"{self.admin}/api/v1/{path}", params=parameters, headers=headers, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def ask(self, text: str = "Hello") -> None:
+        body = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": text}]}
+        assert httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+
+    def reasons(self, kind: str) -> list[str]:
+        return [row["reason"] for row in self.get("audit", kind=kind)["rows"]]
+
+    def stop(self) -> int:
+        self.process.terminate()
+        status = self.process.wait(timeout=60)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return status
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tiny_model, tmp_path_factory.mktemp("server"))
+    yield started
+    if started.process.poll() is None:
+        assert started.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def link(server: Server) -> Iterator[str]:
+    with chromium.dashboard(server.admin, server.url, TOKEN) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.browser() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Browser, link: str) -> Iterator[Callable[[str], Page]]:
+    """`visit("holds")`: that page, opened with the printed link. No request leaves this machine, no script fails."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    left = chromium.outside(context)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    failed: list[str] = []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+
+    def go(name: str) -> Page:
+        chromium.open_page(page, link, name, PAGES[name])
+        return page
+
+    yield go
+    context.close()
+    assert left == []
+    assert failed == []
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def seen(where: Page | Locator, text: str | re.Pattern[str]) -> None:
+    expect(where.get_by_text(text).first).to_be_visible(timeout=PATIENCE_MS)
+
+
+def gone(where: Page | Locator, text: str) -> None:
+    expect(where.get_by_text(text)).to_have_count(0, timeout=PATIENCE_MS)
+
+
+def test_every_route_the_dashboard_calls_is_served(server: Server) -> None:
+    server.ask()
+    client = AdminClient(server.admin, TOKEN)
+    until(lambda: client.requests().requests, "a recorded request")
+    until(lambda: client.series_list().series, "the first sample")
+    now = client.state().now_unix_s
+    names = [info.name for info in client.series_list().series][:16]
+    assert client.series(names, now - 60, now, 60).series
+    assert client.request(client.requests().requests[0].request_id).energy_method == "simulated"
+    assert b"energy_j" in client.export("requests", "csv", None, None).splitlines()[0]
+    assert json.loads(client.export("audit", "json", now - 3600, None))
+    assert client.verify_audit().ok
+    text = client.policy().text
+    assert client.validate(text).ok
+    assert client.diff(text=text).changes == []
+    assert client.revisions().revisions
+    assert client.revision(client.policy().revision).text == text
+    assert client.policy_schema()["properties"]
+    assert client.holds().active is None
+    assert client.carbon().intensity.kind == "replayed"
+    assert client.refresh_feeds().feeds
+    assert client.feeds().feeds
+    assert client.evaluator().reason
+    assert client.budgets().tenants
+    assert client.jobs().jobs
+    assert client.whoami().role == "admin"
+    client.close()
+
+
+def test_overview_ticks_with_the_server(server: Server, visit: Callable[[str], Page]) -> None:
+    page = visit("overview")
+    server.ask()
+    seen(page, re.compile(r"\d+ requests? · now"))
+    first = server.get("state")["latency"]["requests"]
+    for _ in range(2):
+        server.ask()
+    until(lambda: page.get_by_text(re.compile(rf"{first + 2} requests · now")).count(), "the tile counts on")
+    seen(page, "simulated")
+    seen(page, "follow-the-grid")
+    seen(page, "Attribution gap")
+    chart = page.get_by_role("img", name=re.compile("Power and cap"))
+    expect(chart.first).to_be_visible()
+
+
+def test_hold_takes_the_clocks_and_release_gives_them_back(server: Server, visit: Callable[[str], Page]) -> None:
+    page = visit("holds")
+    page.get_by_text("Pin one clock").click()
+    page.get_by_label("Clock (MHz)").fill("1200")
+    page.get_by_label("Clock (MHz)").press("Enter")
+    page.get_by_label("Reason", exact=True).fill("the row is serviced")
+    page.get_by_label("Reason", exact=True).press("Enter")
+    page.get_by_role("button", name="Place the hold").click()
+    seen(page, re.compile("Hold: Clocks are pinned to 1200 MHz until"))
+    held = server.get("state")
+    assert held["hold"]["clock_mhz"] == 1200
+    until(lambda: server.get("state")["power"]["devices"][0]["asked_clock_mhz"] == 1200, "the device is asked for it")
+    assert "the row is serviced" in server.reasons("hold")
+    page.get_by_role("link", name="Overview").click()
+    seen(page, PAGES["overview"])
+    seen(page, "Placed by local: the row is serviced")
+    page.get_by_role("link", name="Holds").click()
+    page.get_by_role("button", name="Release").click()
+    seen(page, "Released: the policy has the clocks again.")
+    gone(page, "Hold: Clocks are pinned")
+    assert server.get("state")["hold"] is None
+    assert "no longer needed" in server.reasons("release")
+
+
+def write(page: Page, text: str) -> None:
+    box = page.get_by_role("textbox", name="Policy (YAML)")
+    box.fill(text)
+    box.press("Control+Enter")
+
+
+def activate(page: Page, reason: str, mode: str) -> None:
+    page.get_by_role("button", name=f"Set {mode}").click()
+    expect(page.get_by_role("button", name=f"Activate ({mode})")).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_label("Reason for the change").fill(reason)
+    page.get_by_label("Reason for the change").press("Enter")
+    page.get_by_role("button", name=f"Activate ({mode})").click()
+    seen(page, re.compile(f"Activated: follow-the-grid is in force, revision .*, mode {mode}"))
+
+
+def test_policy_goes_from_an_error_over_shadow_to_enforce(server: Server, visit: Callable[[str], Page]) -> None:
+    page = visit("policies")
+    good = server.get("policy")["text"]
+    line = next(n for n, text in enumerate(good.splitlines(), 1) if "governor: slo_slack" in text)
+    write(page, good.replace("governor: slo_slack", "governor: slo_slakc"))
+    page.get_by_role("button", name="Validate").click()
+    seen(page, "1 error. The policy in force stays.")
+    seen(page, re.compile(rf"line {line}, column \d+: spec\.power\.governor"))
+    assert server.get("policy")["text"] == good
+    write(page, good.replace("tpot_p99_ms: 50", "tpot_p99_ms: 60"))
+    page.get_by_role("button", name="Show differences").click()
+    expect(page.get_by_text("spec.slo.tpot_p99_ms").first).to_be_attached(timeout=PATIENCE_MS)
+    activate(page, "try it first", "shadow")
+    assert server.get("state")["policy"]["mode"] == "shadow"
+    activate(page, "it did well", "enforce")
+    assert server.get("state")["policy"]["mode"] == "enforce"
+    assert "tpot_p99_ms: 60" in server.policy.read_text()
+    said = " ".join(server.reasons("policy"))
+    assert "try it first" in said
+    assert "it did well" in said
+
+
+def test_audit_is_filtered_exported_and_checked(server: Server, visit: Callable[[str], Page], tmp_path: Path) -> None:
+    page = visit("audit")
+    page.get_by_label("Words in actor, reason").fill("no such words anywhere")
+    page.get_by_label("Words in actor, reason").press("Enter")
+    seen(page, "No such row.")
+    page.get_by_label("Words in actor, reason").fill("governor")
+    page.get_by_label("Words in actor, reason").press("Enter")
+    gone(page, "No such row.")
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Export CSV").click()
+    coming.value.save_as(tmp_path / "audit.csv")
+    with (tmp_path / "audit.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} >= {"policy", "actuation"}
+    page.get_by_role("button", name="Check the hash chain").click()
+    seen(page, re.compile(r"The chain holds: \d+ rows"))
+
+
+def test_chat_streams_three_levels_side_by_side_with_joules(visit: Callable[[str], Page]) -> None:
+    page = visit("chat")
+    page.get_by_text("side by side").click()
+    page.get_by_label("Most tokens").fill("16")
+    page.get_by_label("Most tokens").press("Enter")
+    page.get_by_label("Prompt").fill("Why is the sky blue?")
+    page.get_by_role("button", name="Send").click()
+    for level in ("L0", "L1", "L2"):
+        seen(page, re.compile(f"directive given {level}"))
+    figures = page.get_by_text(re.compile(r"[\d.,]+ J · [\d.,]+ m?g CO2e · \d+ tokens"))
+    expect(figures).to_have_count(3, timeout=PATIENCE_MS)
+    expect(page.get_by_text(re.compile("joules against the L0 answer to the same prompt"))).to_have_count(2)
+    seen(page, "simulated, twin")
+
+
+def test_panic_by_keyboard_restores_driver_defaults(server: Server, visit: Callable[[str], Page]) -> None:
+    page = visit("serving")
+    page.get_by_role("button", name="Panic: driver defaults").focus()
+    page.keyboard.press("Enter")
+    confirm = page.get_by_role("button", name="Restore driver defaults now")
+    confirm.focus()
+    page.keyboard.press("Enter")
+    seen(page, "Hold: Driver defaults on all devices until released.")
+    state = server.get("state")
+    assert state["hold"]["mode"] == "defaults"
+    assert state["power"]["devices"][0]["asked_clock_mhz"] is None
+    assert "panic from the dashboard" in server.reasons("hold")
+    client = AdminClient(server.admin, TOKEN)
+    client.release("end of the test")
+    client.close()
+
+
+def test_every_page_opens_and_its_pictures_have_words(visit: Callable[[str], Page]) -> None:
+    page = visit("overview")
+    for name, words in PAGES.items():
+        page.get_by_role("link", name=LINKS.get(name, name.capitalize()), exact=True).click()
+        seen(page, words)
+        for chart in page.get_by_test_id("stEChartsChart").all():
+            assert chart.get_by_role("img").count() or chart.get_attribute("aria-label"), name
+
+
+def test_silent_api_turns_everything_stale(server: Server, visit: Callable[[str], Page]) -> None:
+    page = visit("overview")
+    seen(page, re.compile("engine · now"))
+    assert server.stop() == 0
+    seen(page, "No contact with the admin API.")
+    seen(page, re.compile("the admin API does not answer"))
+    expect(page.get_by_text(re.compile("^live$"))).to_have_count(0, timeout=PATIENCE_MS)
