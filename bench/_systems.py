@@ -53,16 +53,15 @@ class System(Protocol):
 
 
 class Gridserve:
-    def __init__(self, model: str, threads: int, weight_format: str) -> None:
+    def __init__(self, model: str, threads: int, weight_format: str | None) -> None:
         from importlib.metadata import version
 
         from engine.build import build_engine
         from engine.config import EngineConfig
         from kernels.weight_format import WeightFormat
 
-        config = EngineConfig(
-            model, "bench", weight_format=WeightFormat(weight_format), max_model_len=2048, num_threads=threads
-        )
+        chosen = None if weight_format is None else WeightFormat(weight_format)
+        config = EngineConfig(model, "bench", weight_format=chosen, max_model_len=2048, num_threads=threads)
         self._built = build_engine(config, lambda stage, done=0, total=0: None)
         self.version = version("gridserve")
         self._runs = 0
@@ -229,8 +228,8 @@ class TransformersContinuous(_Transformers):
 
 
 SYSTEMS: dict[str, Callable[[str, int], System]] = {
-    "gridserve": lambda model, threads: Gridserve(model, threads, "bf16"),
-    "gridserve-int4": lambda model, threads: Gridserve(model, threads, "int4"),
+    "gridserve": lambda model, threads: Gridserve(model, threads, None),
+    "gridserve-bf16": lambda model, threads: Gridserve(model, threads, "bf16"),
     "llama.cpp": LlamaCpp,
     "transformers-generate": TransformersGenerate,
     "transformers-continuous": TransformersContinuous,

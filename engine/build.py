@@ -115,7 +115,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_weight_format(weights: Weights, device: torch.device) -> WeightFormat:
-    """`INT4` on a CPU for a file in blocks: the same bits as `BF16` in a third of the memory traffic."""
+    """`INT4` on a CPU for a file in blocks: weights no coarser than `BF16` in a third of the memory traffic."""
     stored = weights.blocks("model.layers.0.mlp.down_proj.weight") is not None
     return WeightFormat.INT4 if stored and device.type == "cpu" else WeightFormat.BF16
 

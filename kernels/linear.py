@@ -4,8 +4,8 @@ On a CPU, in order of preference:
 
 - `BF16`: the compiled kernels (`kernels.cpu`), else oneDNN's prepacked weights, else `F.linear`;
 - `INT4`: the compiled kernels, which expand the codes of 4-bit and 8-bit blocks: with avx512_bf16 to exactly the bf16
-  weights of `BF16`, giving the same bits, with plain AVX-512 to unrounded fp32; a dense weight, and where they
-  cannot, as `BF16`;
+  weights of `BF16`, giving the same bits, elsewhere to unrounded fp32; a dense weight, and without the kernels any, as
+  `BF16`;
 - `FP32`: `F.linear`.
 
 On a GPU the Triton kernels (`kernels.gpu.linear`): `INT4` decodes 4-bit blocks in registers, anything else is dense.
