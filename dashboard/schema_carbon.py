@@ -60,11 +60,29 @@ class QualityEntry(Struct, frozen=True):
     high: float | None
 
 
+class EvaluatorRun(Struct, frozen=True):
+    started_unix_s: float
+    finished_unix_s: float
+    reason: str
+    judge: str
+    judged: int
+    verdicts: dict[str, str]
+    ended_by: str
+    joules: float | None
+    grams: float | None
+    failures: int
+    error: str | None = None
+
+
 class EvaluatorState(Struct, frozen=True):
     due: bool
     reason: str
     judged_unix_s: float | None
     quality: list[QualityEntry]
+    running: bool
+    waiting_for: str | None
+    prompts: dict[str, int]
+    runs: list[EvaluatorRun]
 
 
 class CarbonState(Struct, frozen=True):

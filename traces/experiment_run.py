@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from traces.experiment_checks import check_outcome
 from traces.results_io import write_run
 from traces.simulate import SimulationOutcome, simulate
 from traces.simulate_directives import Directives, learn
-from traces.simulate_settings import SimulationSettings
+from traces.simulate_regrade import follows_grid, under_grid
 from traces.workload import Workload
 
 CELL_FILE, TIMELINE_FILE = "cell.json", "timeline.parquet"
@@ -41,22 +41,24 @@ def run_experiment(
     todo = [cell for cell in wanted if _kept(out, cell, fingerprint(experiment, cell, data)) is None]
     done = len(wanted) - len(todo)
     on_progress(done, len(wanted))
-    workers = min(jobs or os.cpu_count() or 1, max(len(todo), 1))
+    groups = _groups(experiment, todo)
+    workers = min(jobs or os.cpu_count() or 1, max(len(groups), 1))
     if workers == 1:
-        for cell in todo:
-            _run_kept(experiment, cell, out, data)
-            done += 1
+        for group in groups:
+            _run_kept(experiment, group, out, data)
+            done += len(group)
             on_progress(done, len(wanted))
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            running: dict[Future[None], Cell] = {
-                pool.submit(_run_kept, experiment, cell, out, data): cell for cell in _longest_first(experiment, todo)
+            running: dict[Future[None], Sequence[Cell]] = {
+                pool.submit(_run_kept, experiment, group, out, data): group
+                for group in _longest_first(experiment, groups)
             }
             try:
                 for future in as_completed(running):
                     future.result()
-                    done += 1
+                    done += len(running[future])
                     on_progress(done, len(wanted))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -97,22 +99,51 @@ def _rows(workload: Workload, parity: int) -> Workload:
     return workload.where(lambda r: r.judged_row is None or r.judged_row % 2 == parity, f"judged rows {kind}")
 
 
-def _run_kept(experiment: Experiment, cell: Cell, out: Path, data: Path | None) -> None:
-    folder = out / "runs" / cell.key
+def _groups(experiment: Experiment, todo: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that one run answers: zones differ in grams alone, unless the policy follows the grid."""
+    following = {policy.name for policy in experiment.policies if follows_grid(policy)}
+    groups: dict[tuple[str | int | None, ...], list[Cell]] = {}
+    for cell in todo:
+        zone = cell.zone if cell.policy in following else None
+        groups.setdefault((cell.policy, cell.trace, cell.variant, cell.seed, zone), []).append(cell)
+    return list(groups.values())
+
+
+def _run_kept(experiment: Experiment, group: Sequence[Cell], out: Path, data: Path | None) -> None:
+    """Simulate the first cell and price its run for the zones of the others."""
     started_s, cpu_s = time.perf_counter(), time.process_time()
     try:
-        outcome = run_cell(experiment, cell, data)
-        check_outcome(outcome)
+        outcome = run_cell(experiment, group[0], data)
+        for cell in group:
+            if cell is not group[0]:
+                outcome = _for_zone(experiment, cell, outcome, data)
+            check_outcome(outcome)
+            now_s, now_cpu_s = time.perf_counter(), time.process_time()
+            cost = {"wall_s": now_s - started_s, "cpu_s": now_cpu_s - cpu_s}
+            started_s, cpu_s = now_s, now_cpu_s
+            _keep(experiment, cell, outcome, out / "runs" / cell.key, data, cost)
     except ValueError as error:
-        raise ValueError(f"{cell.key}: {error}") from None
+        raise ValueError(f"{group[0].key}: {error}") from None
+
+
+def _for_zone(experiment: Experiment, cell: Cell, outcome: SimulationOutcome, data: Path | None) -> SimulationOutcome:
+    zone = next(zone for zone in experiment.zones if zone.name == cell.zone)
+    variant = next(variant for variant in experiment.all_variants if variant.name == cell.variant)
+    settings = experiment.settings_of(variant, experiment.trace_named(cell.trace))
+    return under_grid(outcome, grid_of(zone, data), settings.pue)
+
+
+def _keep(
+    experiment: Experiment,
+    cell: Cell,
+    outcome: SimulationOutcome,
+    folder: Path,
+    data: Path | None,
+    cost: Mapping[str, float],
+) -> None:
     write_run(outcome.result, folder)
     outcome.timeline.write(folder / TIMELINE_FILE)
-    row = row_of(cell, outcome, experiment)
-    row |= {
-        "fingerprint": fingerprint(experiment, cell, data),
-        "wall_s": time.perf_counter() - started_s,
-        "cpu_s": time.process_time() - cpu_s,
-    }
+    row = {**row_of(cell, outcome, experiment), "fingerprint": fingerprint(experiment, cell, data), **cost}
     scratch = folder / f".{CELL_FILE}.part"
     scratch.write_bytes(msgspec.json.format(msgspec.json.encode(row), indent=1))
     os.replace(scratch, folder / CELL_FILE)
@@ -155,13 +186,9 @@ def _kept(out: Path, cell: Cell, wanted: str) -> Row | None:
     return row if row["fingerprint"] == wanted else None
 
 
-def _longest_first(experiment: Experiment, todo: list[Cell]) -> list[Cell]:
+def _longest_first(experiment: Experiment, groups: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     """Heavier loads first, so that the last minutes are not one process alone."""
     weight = {
-        variant.name: variant.load * _servers(experiment.settings_of(variant)) for variant in experiment.all_variants
+        variant.name: variant.load * experiment.settings_of(variant).servers for variant in experiment.all_variants
     }
-    return sorted(todo, key=lambda cell: -weight[cell.variant])
-
-
-def _servers(settings: SimulationSettings) -> int:
-    return settings.servers
+    return sorted(groups, key=lambda group: -weight[group[0].variant])

@@ -292,7 +292,7 @@ class _Run:
             mean_clock_mhz=cluster.mean_busy_clock_mhz,
             clock_changes=cluster.clock_changes,
             time_at_clock_s=cluster.time_at_clock_s,
-            mean_intensity_g_per_kwh=self._mean_intensity(),
+            mean_intensity_g_per_kwh=timeline.mean_g_per_kwh if self.grid is not None else None,
             intensity_source=self.grid.source if self.grid is not None else None,
             co2e_g=timeline.grams(settings.pue) if self.grid is not None else None,
         )
@@ -335,13 +335,6 @@ class _Run:
         if self.directing is not None:
             figures |= self.directing.figures()
         return SimulationOutcome(result, timeline, figures)
-
-    def _mean_intensity(self) -> float | None:
-        if self.grid is None:
-            return None
-        values, seconds = self.timeline.column("g_per_kwh"), self.timeline.column("seconds")
-        mean = float((values * seconds).sum() / seconds.sum())
-        return None if math.isnan(mean) else mean
 
 
 def priority_figures(records: Sequence[RequestRecord], low_tasks: Sequence[str]) -> dict[str, float | int | None]:

@@ -76,21 +76,32 @@ def quick_forecast(
     context = engine.kv_tokens / max(engine.running, 1)
     half_prompt, quarter_prompt = max(engine.prompt_p99_tokens / 2, 1), engine.prompt_p99_tokens / 4
     step_s, batch = running / asked_per_s if asked_per_s > 0 else 0.01, running
-    for _ in range(ITERATIONS):
-        before = batch
-        prompt = min(engine.prompt_tokens_per_s * min(step_s, LONGEST_STEP_S), float(engine.max_step_tokens))
-        sequences = max(1, round(batch))
+
+    def step_time(sequences_now: float, before_s: float) -> float:
+        prompt = min(engine.prompt_tokens_per_s * min(before_s, LONGEST_STEP_S), float(engine.max_step_tokens))
+        sequences = max(1, round(sequences_now))
         cached = round(sequences * engine.kv_tokens / max(engine.running, 1))
         if prompt < 1.0:
-            step_s = twin.duration_s(0, 0, 0.0, sequences, cached, fraction)
-        else:
-            prompts, pairs = round(prompt / half_prompt), prompt * quarter_prompt
-            step_s = twin.duration_s(round(prompt), prompts, pairs, sequences, cached, fraction)
+            return twin.duration_s(0, 0, 0.0, sequences, cached, fraction)
+        prompts, pairs = round(prompt / half_prompt), prompt * quarter_prompt
+        return twin.duration_s(round(prompt), prompts, pairs, sequences, cached, fraction)
+
+    for _ in range(ITERATIONS):
+        before = batch
+        step_s = step_time(batch, step_s)
         batch = max(running, asked_per_s * step_s * correction)
         if batch > engine.max_running or abs(batch - before) < CONVERGED * batch:
             break
     step = twin.predict(step_of(engine, min(batch, engine.max_running), step_s), clock_mhz)
     tpot = step.duration_s * correction
+    settled = min(batch, engine.max_running)
+    if batch == running and asked_per_s * step_s * correction < running:
+        for _ in range(ITERATIONS):
+            before, settled = settled, max(1.0, asked_per_s * step_s * correction)
+            step_s = step_time(settled, step_s)
+            if abs(settled - before) < CONVERGED * settled:
+                break
+        step = twin.predict(step_of(engine, settled, step_s), clock_mhz)
     chunk = max(1, engine.max_step_tokens - round(batch))
     decoding = engine.running
     cached = round(decoding * context) if decoding else 0
@@ -111,7 +122,7 @@ def quick_forecast(
         clock_mhz=clock_mhz,
         ttft_s=max(ttft, fresh),
         tpot_s=tpot,
-        joules_per_token=step.energy_j / max(1.0, min(batch, engine.max_running)),
+        joules_per_token=step.energy_j / max(1.0, settled),
         power_w=step.power_w,
         feasible_load=batch <= engine.max_running,
     )

@@ -27,6 +27,7 @@ class Grid:
             first, last = self.series[0].start, self.series[len(self.series) - 1].end
             raise ValueError(f"{source} holds {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}, not {started_at}")
         self._hour: tuple[float, float, CarbonIntensity | None] = (0.0, 0.0, None)
+        self._signal: tuple[CarbonIntensity, GridSignal] | None = None
 
     def at(self, time_s: float) -> CarbonIntensity | None:
         """The value of the hour; None beyond the series."""
@@ -61,8 +62,10 @@ class Grid:
         value = self.at(time_s)
         if value is None:
             return None
-        low, high = np.quantile(self.trailing(time_s), [LOW_QUANTILE, HIGH_QUANTILE])
-        return GridSignal(value.g_per_kwh, float(low), float(high))
+        if self._signal is None or self._signal[0] is not value:
+            low, high = np.quantile(self.trailing(time_s), [LOW_QUANTILE, HIGH_QUANTILE])
+            self._signal = (value, GridSignal(value.g_per_kwh, float(low), float(high)))
+        return self._signal[1]
 
 
 def read_grid(path: Path, started_at: datetime | None) -> Grid:

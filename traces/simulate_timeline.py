@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,17 @@ class Timeline:
 
     def column(self, name: str) -> NDArray[np.float64]:
         return np.frombuffer(self._arrays[name], dtype=np.float64) if len(self) else np.empty(0)
+
+    def with_column(self, name: str, values: Sequence[float]) -> Timeline:
+        columns = {each: self.column(each) for each in COLUMNS}
+        return Timeline(columns | {name: np.asarray(values, dtype=np.float64)})
+
+    @property
+    def mean_g_per_kwh(self) -> float | None:
+        """Time-weighted; None where any intensity is missing."""
+        values, seconds = self.column("g_per_kwh"), self.column("seconds")
+        mean = float((values * seconds).sum() / seconds.sum())
+        return None if math.isnan(mean) else mean
 
     @property
     def power_w(self) -> NDArray[np.float64]:

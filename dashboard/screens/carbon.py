@@ -79,6 +79,9 @@ def quality(now_unix_s: float) -> None:
         alt = "Quality of each level relative to L0 by class, with 90 % intervals; the table below has the figures."
         st.echarts_chart(spec, height=height, key="quality", alt=alt)
     show.table(view.quality_rows(evaluator), "quality-table", "Quality by class and level.", "Nothing judged yet.")
+    if evaluator.runs:
+        st.subheader("Runs of the evaluator")
+        show.table(view.run_rows(evaluator), "evaluator-runs", "Runs of the evaluator with verdicts and cost.", "")
 
 
 page()

@@ -7,7 +7,7 @@ from typing import Any
 from dashboard.schema_carbon import CarbonState, ClassMix, EvaluatorState, PlanState
 from dashboard.schema_state import Intensity
 from dashboard.views.charts import Line, Panel
-from dashboard.views.formats import UNKNOWN, ago, duration, number, share
+from dashboard.views.formats import UNKNOWN, ago, clock, count, duration, grams, joules, number, share
 from dashboard.views.origin import DataState, Origin, missing, of_intensity
 from dashboard.views.overview import Tile, forecast_band
 from dashboard.views.palette import Palette
@@ -198,4 +198,30 @@ def quality_spec(evaluator: EvaluatorState, colours: Palette) -> dict[str, Any] 
 
 def judged(evaluator: EvaluatorState, now_unix_s: float) -> str:
     due = "Judging is due" if evaluator.due else "No judging is due"
-    return f"{due}: {evaluator.reason}. Last judged {ago(evaluator.judged_unix_s, now_unix_s)}."
+    if evaluator.running:
+        due = "Judging now"
+    text = f"{due}: {evaluator.reason}. Last judged {ago(evaluator.judged_unix_s, now_unix_s)}."
+    if evaluator.waiting_for:
+        text += f" Waiting for: {evaluator.waiting_for}."
+    kept = ", ".join(f"{number} {key}" for key, number in sorted(evaluator.prompts.items()) if number)
+    return f"{text} Prompts kept for judging: {kept or 'none'}."
+
+
+def run_rows(evaluator: EvaluatorState) -> list[dict[str, str]]:
+    """What each run of the evaluator judged, found and cost; newest first."""
+    return [
+        {
+            "Started (UTC)": clock(run.started_unix_s),
+            "Took": duration(run.finished_unix_s - run.started_unix_s),
+            "Why": run.reason,
+            "Judge": run.judge,
+            "Judged": count(run.judged),
+            "Verdicts": ", ".join(f"{key}: {verdict}" for key, verdict in sorted(run.verdicts.items())),
+            "Energy": joules(run.joules),
+            "CO2e": grams(run.grams),
+            "Ended by": run.ended_by,
+            "Failures": count(run.failures),
+            "Error": run.error or "",
+        }
+        for run in evaluator.runs
+    ]

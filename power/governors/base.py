@@ -92,6 +92,7 @@ class Memory:
     lower_wish_since_s: float | None = None
     step_correction: float = 1.0
     guard_until_s: float = 0.0
+    deaf_until_s: float = 0.0
     caution: float = 1.0
 
 

@@ -1,8 +1,9 @@
 """What the twin says of a clock: latency and J/token for the engine's present load.
 
 Arrivals do not slow down with the clock, so at a lower clock more sequences run at once (Little's law): batch and
-step time are iterated until the batch draws tokens as fast as the load asks for them. The batch is never taken
-below the present one, which needs time to drain.
+step time are iterated until the batch draws tokens as fast as the load asks for them. For latency the batch is never
+taken below the present one, which needs time to drain; for energy it may be smaller: a batch that is held up makes a
+higher clock look cheap, by tokens that nobody asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ LONGEST_STEP_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Predicted for one clock. `feasible_load` is false when the batch would outgrow the engine's limit."""
+    """Predicted for one clock: latency with the present batch, energy and power with the one the load settles at.
+    `feasible_load` is false when the batch would outgrow the engine's limit."""
 
     clock_mhz: int
     ttft_s: float
@@ -62,6 +64,14 @@ def forecast(twin: Twin, engine: EngineView, clock_mhz: int, asked_per_s: float,
             break
     step = twin.predict(step_of(engine, min(batch, engine.max_running), step_s), clock_mhz)
     tpot = step.duration_s * correction
+    settled = min(batch, engine.max_running)
+    if batch == running and asked_per_s * step_s * correction < running:
+        for _ in range(ITERATIONS):
+            before, settled = settled, max(1.0, asked_per_s * step_s * correction)
+            step_s = _predict_s(twin, twin.demand(step_of(engine, settled, min(step_s, LONGEST_STEP_S))), clock_mhz)
+            if abs(settled - before) < CONVERGED * settled:
+                break
+        step = twin.predict(step_of(engine, settled, step_s), clock_mhz)
     chunk = max(1, engine.max_step_tokens - round(batch))
     backlog = engine.waiting_tokens
     waited = engine.oldest_wait_s if engine.waiting_tokens else 0.0
@@ -71,7 +81,7 @@ def forecast(twin: Twin, engine: EngineView, clock_mhz: int, asked_per_s: float,
         clock_mhz=clock_mhz,
         ttft_s=max(ttft, fresh),
         tpot_s=tpot,
-        joules_per_token=step.energy_j / max(1.0, min(batch, engine.max_running)),
+        joules_per_token=step.energy_j / max(1.0, settled),
         power_w=step.power_w,
         feasible_load=batch <= engine.max_running,
     )

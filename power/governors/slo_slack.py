@@ -19,22 +19,29 @@ SETTLE_S = 1.2
 
 @dataclass(frozen=True, slots=True)
 class SloSlackGovernor:
-    """`margin`: share of the SLO a prediction may use; `guard`: share at which measured latency ends the slack for
-    `guard_s`; `headroom`: growth of the load to be ready for, `leave_headroom` while at the
-    driver's default (near saturation nothing is given away); each breach raises the caution (up to `max_caution`),
-    which fades by `forgetting` with each quiet decision; `learning`: weight of a new step-time ratio; `trusted`:
-    corrections outside are not believed."""
+    """`margin`: share of the SLO a prediction may use; `headroom`: growth of the load to be ready for,
+    `leave_headroom` while at the driver's default (near saturation nothing is given away).
+
+    Measured latency above a share `guard` of the SLO is a breach: caution rises by `alarm` (up to `max_caution`) and
+    fades by `forgetting` with each quiet decision. Above a share `lost`, or while a request waits too long, the
+    driver's default reigns for `guard_s` besides. Percentiles look back 30 s and so report a cured breach for long:
+    they are heard again after `deaf_s`; waiting requests always are.
+
+    `learning`: weight of a new step-time ratio; `trusted`: corrections outside are not believed."""
 
     twin: Twin
     bounds: Bounds = field(default_factory=Bounds)
     stability: Stability = field(default_factory=Stability)
-    margin: float = 0.85
+    margin: float = 0.6
     guard: float = 0.97
+    lost: float = 1.1
     guard_s: float = 5.0
+    deaf_s: float = 15.0
+    alarm: float = 1.15
     headroom: float = 1.08
     leave_headroom: float = 1.2
     learning: float = 0.2
-    forgetting: float = 0.0005
+    forgetting: float = 0.0015
     max_caution: float = 2.0
     trusted: tuple[float, float] = (0.3, 3.0)
     name: str = "slo_slack"
@@ -51,13 +58,18 @@ class SloSlackGovernor:
         if not low <= memory.step_correction <= high:
             reason = f"measured steps are {memory.step_correction:.2f} times the predicted"
             return unsure(observation, memory, reason, self.bounds, self.stability)
-        breach = over_slo(engine, slo, self.guard)
+        now = observation.time_s
+        waits = waits_too_long(engine, slo, self.guard)
+        breach = waits or over_slo(engine, slo, self.guard)
         if breach is None:
             memory = replace(memory, caution=max(1.0, memory.caution * (1.0 - self.forgetting)))
-        elif observation.time_s >= memory.guard_until_s:
-            caution = min(self.max_caution, memory.caution * 1.15)
-            memory = replace(memory, guard_until_s=observation.time_s + self.guard_s, caution=caution)
-        if observation.time_s < memory.guard_until_s:
+        elif waits is not None or now >= memory.deaf_until_s:
+            if now >= memory.guard_until_s:
+                memory = replace(memory, caution=min(self.max_caution, memory.caution * self.alarm))
+            clear = waits is not None or over_slo(engine, slo, self.lost) is not None
+            guard_until_s = now + self.guard_s if clear and now >= memory.guard_until_s else memory.guard_until_s
+            memory = replace(memory, guard_until_s=guard_until_s, deaf_until_s=now + self.deaf_s)
+        if now < memory.guard_until_s:
             reason = breach or "latency was near the SLO"
             return unsure(observation, memory, reason, self.bounds, self.stability)
         engine = self.with_headroom(engine, at_default=observation.current.sm_clock_mhz is None)
@@ -66,8 +78,8 @@ class SloSlackGovernor:
             return unsure(observation, memory, "no clock keeps the SLO", self.bounds, self.stability)
         reason = f"predicted TTFT {chosen.ttft_s * 1e3:.0f} ms, TPOT {chosen.tpot_s * 1e3:.1f} ms"
         asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
-        now = forecast(self.twin, engine, observation.current_mhz, asked, memory.step_correction)
-        saving_w = now.power_w - chosen.power_w
+        present = forecast(self.twin, engine, observation.current_mhz, asked, memory.step_correction)
+        saving_w = present.power_w - chosen.power_w
         wanted = Setpoint(chosen.clock_mhz)
         return self.stability.settle(observation, wanted, memory, reason, self.bounds, saving_w)
 
@@ -138,6 +150,11 @@ def over_slo(engine: EngineView, slo: Slo, share: float) -> str | None:
         return f"measured TPOT p99 {engine.tpot_p99_s * 1e3:.1f} ms is at the SLO"
     if engine.ttft_p99_s is not None and engine.ttft_p99_s > share * slo.ttft_s:
         return f"measured TTFT p99 {engine.ttft_p99_s * 1e3:.0f} ms is at the SLO"
+    return None
+
+
+def waits_too_long(engine: EngineView, slo: Slo, share: float) -> str | None:
+    """A request that has no first token yet, near the end of its TTFT."""
     if engine.oldest_wait_s > share * slo.ttft_s:
         return f"a request has waited {engine.oldest_wait_s * 1e3:.0f} ms"
     return None

@@ -17,8 +17,8 @@ EXAMPLES = """examples:
   gridserve experiment traces/experiments/polca.yaml --data /data/public --out runs/polca --jobs 4
   gridserve experiment my.yaml --seeds 1 2 --check
 
-A bare name is looked for among the shipped files: dvfs.yaml, polca.yaml, sprout.yaml, together.yaml. An interrupted
-experiment goes on where it stopped: runs that are there already are not made again.
+A bare name is looked for among the shipped files: quick.yaml, dvfs.yaml, polca.yaml, sprout.yaml, together.yaml. An
+interrupted experiment goes on where it stopped: runs that are there already are not made again.
 """
 
 

@@ -91,6 +91,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and output together")
     engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
     engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
+    engine.add_argument(
+        "--long-prefill-threshold", type=int, metavar="TOKENS", help="most tokens of one prompt in a step (no limit)"
+    )
     engine.add_argument("--kv-cache-memory", type=memory_bytes, metavar="SIZE", help="such as 512M or 4G")
     engine.add_argument(
         "--kv-dtype",
@@ -239,6 +242,7 @@ def engine_config(arguments: argparse.Namespace, path: Path) -> EngineConfig:
         max_model_len=arguments.max_model_len,
         max_num_seqs=arguments.max_num_seqs,
         max_num_batched_tokens=arguments.max_num_batched_tokens,
+        long_prefill_threshold_tokens=arguments.long_prefill_threshold,
         kv_cache_bytes=arguments.kv_cache_memory,
         num_threads=arguments.threads,
         kv_dtype=arguments.kv_dtype,

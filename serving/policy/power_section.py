@@ -38,19 +38,25 @@ class StaticSettings(Section):
 
 
 class SloSlackSettings(Section):
-    margin: Fraction = 0.85
+    margin: Fraction = 0.6
     """Share of the SLO a prediction may use."""
     guard: Fraction = 0.97
-    """Share of the SLO at which a measured latency ends the slack."""
+    """Share of the SLO at which a measured latency raises the caution, and a waiting request ends the slack."""
+    lost: Positive = 1.1
+    """Share of the SLO above which a measured latency ends the slack too."""
     guard_s: NonNegative = 5.0
     """How long it stays ended."""
+    deaf_s: NonNegative = 15.0
+    """How long measured latencies are not heard again: they look back 30 s."""
+    alarm: float = Field(default=1.15, ge=1.0)
+    """Factor of the caution at each breach."""
     headroom: float = Field(default=1.08, ge=1.0)
     """Growth of the load to be ready for."""
     leave_headroom: float = Field(default=1.2, ge=1.0)
     """The same while at the driver's default clock: near saturation nothing is given away."""
     learning: Fraction = 0.2
     """Weight of a new measured step time in the twin's correction."""
-    forgetting: Fraction = 0.0005
+    forgetting: Fraction = 0.0015
     """How fast the caution raised by a breach fades with each quiet decision."""
     max_caution: float = Field(default=2.0, ge=1.0)
     trusted_min: Positive = 0.3

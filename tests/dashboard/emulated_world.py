@@ -193,7 +193,17 @@ class World:
             for key, half in (("chat", 0.008), ("code", 0.012), ("summarise", 0.04))
             for level, mean in (("L1", 0.992), ("L2", 0.975))
         ]
-        return api.EvaluatorState(False, "last judged 3 h ago, drift below threshold", time.time() - 10800, quality)
+        now = time.time()
+        run = api.EvaluatorRunState(
+            started_unix_s=now - 11400, finished_unix_s=now - 10800, reason="a week since the last", judge="self",
+            judged=96, verdicts={"chat": "L1 holds", "code": "L0 only"}, ended_by="enough prompts", generations=288,
+            joules=5210.0, grams=0.26, judge_calls=192, judge_joules=None, judge_grams=None, judge_cost=0.0,
+            failures=0, inconsistent=4, unreadable=1, spared=12,
+        )  # fmt: skip
+        why = "last judged 3 h ago, drift below threshold"
+        return api.EvaluatorState(
+            False, why, now - 10800, quality, False, None, {"chat": 210, "code": 64, "summarise": 31}, [run]
+        )
 
     def request(self, index: int) -> api.RequestRecord:
         t = time.time() // 5 * 5 - 4 * index

@@ -24,6 +24,7 @@ from power.governors import (
     StaticGovernor,
 )
 from power.governors.base import DRIVER_DEFAULT
+from power.governors.prediction import forecast
 from power.profile import load_profile
 
 CLOCKS = load_profile("h100-sxm").clocks_mhz
@@ -101,8 +102,8 @@ def test_lowering_is_slow_and_in_steps(twin):
         ({"engine": None}, "engine"),
         ({"slo": None}, "SLO"),
         ({"memory": Memory(step_correction=5.0)}, "times the predicted"),
-        ({"engine": replace(LIGHT, tpot_p99_s=0.0499)}, "TPOT"),
-        ({"engine": replace(LIGHT, ttft_p99_s=0.999)}, "TTFT"),
+        ({"engine": replace(LIGHT, tpot_p99_s=0.056)}, "TPOT"),
+        ({"engine": replace(LIGHT, ttft_p99_s=1.2)}, "TTFT"),
         ({"engine": replace(LIGHT, waiting_tokens=500, oldest_wait_s=0.99)}, "waited"),
         ({"slo": Slo(0.0001, 0.0001)}, "no clock"),
     ],
@@ -112,6 +113,34 @@ def test_unsure_means_driver_default(twin, changes, word):
     decision = SloSlackGovernor(twin).decide(seen)
     assert decision.setpoint.sm_clock_mhz is None
     assert word in decision.reason
+
+
+def test_a_latency_near_the_slo_raises_caution_and_is_not_heard_again_while_it_is_remembered(twin):
+    near, governor = replace(LIGHT, tpot_p99_s=0.0499), SloSlackGovernor(twin)
+    first = governor.decide(observation(engine=near))
+    assert first.memory.caution == pytest.approx(governor.alarm)
+    assert first.memory.guard_until_s == 0.0
+    clear = replace(LIGHT, tpot_p99_s=0.056)
+    when = first.memory.deaf_until_s
+    soon = governor.decide(observation(time_s=when - 0.1, engine=clear, memory=first.memory))
+    assert soon.memory.caution == first.memory.caution
+    later = governor.decide(observation(time_s=when, engine=clear, memory=first.memory))
+    assert later.memory.caution > first.memory.caution
+    assert later.memory.guard_until_s == when + governor.guard_s
+    waits = replace(LIGHT, waiting_tokens=500, oldest_wait_s=0.99)
+    assert (
+        governor.decide(observation(time_s=when - 0.1, engine=waits, memory=first.memory)).setpoint.sm_clock_mhz is None
+    )
+
+
+def test_a_batch_held_up_does_not_make_a_higher_clock_look_cheap(twin):
+    """Energy is that of the load, not of the sequences that happen to run now."""
+    held = replace(LIGHT, running=60, kv_tokens=60 * 500, output_tokens_per_s=600.0)
+    usual = replace(LIGHT, running=6, kv_tokens=6 * 500, output_tokens_per_s=600.0)
+    for clock in (705, 1005, 1410):
+        mine, other = (forecast(twin, engine, clock, 600.0, 1.0) for engine in (held, usual))
+        assert mine.joules_per_token == pytest.approx(other.joules_per_token, rel=0.1)
+        assert mine.tpot_s > other.tpot_s
 
 
 def test_the_correction_follows_measured_steps(twin):

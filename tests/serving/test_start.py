@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from serving.cli import build_parser
+from serving.commands.serve import engine_config
 from serving.http_server import bind
+
+
+def test_the_command_line_reaches_the_scheduler() -> None:
+    asked = {"max-num-seqs": 7, "max-num-batched-tokens": 100, "long-prefill-threshold": 33, "max-model-len": 900}
+    words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    config = engine_config(build_parser().parse_args(["serve", *words]), Path("model.gguf"))
+    assert (config.max_num_seqs, config.max_num_batched_tokens, config.max_model_len) == (7, 100, 900)
+    assert config.long_prefill_threshold_tokens == 33
 
 
 def test_the_front_end_needs_no_torch() -> None:

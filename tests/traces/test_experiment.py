@@ -14,6 +14,7 @@ from traces.experiment import (
     Experiment,
     TraceSource,
     Variant,
+    Zone,
     cells,
     data_folder,
     fingerprint,
@@ -27,7 +28,8 @@ from traces.experiment_summary import Summary, figure
 from traces.record import Outcome
 from traces.results_io import read_run
 from traces.simulate_directives import Directives, learn
-from traces.simulate_policy import DirectiveSettings, SimulationPolicy
+from traces.simulate_policy import CarbonFollowSettings, DirectiveSettings, SimulationPolicy
+from traces.simulate_regrade import follows_grid
 from traces.simulate_settings import SimulationSettings
 
 SPEC = {
@@ -126,6 +128,29 @@ def test_results_are_the_same_in_another_process_pool(done, tmp_path):
     for mine, theirs in zip(parallel, alone):
         for key in ("policy", "energy_j", "p99_ttft_ms", "p99_tpot_ms", "device_clock_changes", "steps"):
             assert mine[key] == theirs[key]
+
+
+def test_one_run_priced_for_several_zones_is_what_each_zones_own_run_gives(tmp_path):
+    zones = tuple(Zone(name, bundled=f"intensity_synthetic_{name}.csv") for name in ("flat", "solar", "wind"))
+    one = small(zones=zones, loads=(1.0,), seeds=(1,))
+    rows = run_experiment(one, tmp_path, jobs=1)
+    assert len(rows) == 9
+    for cell, row in zip(cells(one), rows):
+        alone = run_cell(one, cell)
+        mine, theirs = (
+            [(record.index, record.energy_j, record.co2e_g) for record in found]
+            for found in (alone.result.records, read_run(tmp_path / "runs" / cell.key).records)
+        )
+        assert mine == theirs
+        assert row["device_co2e_g"] == alone.result.device.co2e_g
+        assert row["device_mean_intensity_g_per_kwh"] == alone.result.device.mean_intensity_g_per_kwh
+        assert row["device_intensity_source"] == f"intensity_synthetic_{cell.zone}.csv"
+
+
+def test_policies_that_follow_the_grid_are_simulated_for_each_zone():
+    assert not follows_grid(SimulationPolicy("a", directives=DirectiveSettings("static")))
+    assert follows_grid(SimulationPolicy("a", directives=DirectiveSettings("sprout")))
+    assert follows_grid(SimulationPolicy("a", carbon_follow=CarbonFollowSettings()))
 
 
 def test_savings_are_taken_seed_by_seed_at_equal_load(done):
