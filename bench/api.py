@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import time
@@ -36,7 +37,9 @@ STREAM_TOKENS = 100
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Milliseconds to the first token, measured. `overhead_*`: the difference of the percentiles."""
+    """Milliseconds to the first token, measured. `overhead_*`: the difference of the percentiles. `cpu_per_request_ms`:
+    processor time of the server for one request of one token without other streams; unlike the rest it hardly depends
+    on what else the machine does. `load_average`: of the last minute, when the measurement ended."""
 
     open_streams: int
     tokens_per_s: float
@@ -47,6 +50,8 @@ class Overhead:
     http_p99_ms: float
     overhead_p50_ms: float
     overhead_p99_ms: float
+    cpu_per_request_ms: float
+    load_average: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +101,18 @@ async def _serve(channel: Connection, interval_s: float) -> None:
     expected = text.decode(text.encode(COUNTING)[:STREAM_TOKENS])
     channel.send((socket.getsockname()[1], expected))
     loop = asyncio.get_running_loop()
-    while (asked := await loop.run_in_executor(None, channel.recv)) is not None:
+    while (asked := await loop.run_in_executor(None, _asked, channel)) is not None:
         channel.send(await _direct(engine, *asked))
     server.should_exit = True
     await running
+
+
+def _asked(channel: Connection) -> tuple[int, int] | None:
+    try:
+        found: tuple[int, int] | None = channel.recv()
+    except EOFError:
+        return None
+    return found
 
 
 async def _direct(engine: PacedEngine, streams: int, probes: int) -> list[float]:
@@ -170,8 +183,11 @@ class Stream:
             self._writer.close()
 
 
-async def measure_overhead(port: int, channel: Connection, streams: int, rate: float, probes: int) -> Overhead:
+async def measure_overhead(
+    port: int, channel: Connection, server: psutil.Process, streams: int, rate: float, probes: int
+) -> Overhead:
     loop = asyncio.get_running_loop()
+    cpu_ms = await _cpu_ms(port, server, probes)
     channel.send((streams, probes))
     direct = await loop.run_in_executor(None, channel.recv)
     others = [asyncio.create_task(_keep_reading(port)) for _ in range(streams)]
@@ -186,7 +202,21 @@ async def measure_overhead(port: int, channel: Connection, streams: int, rate: f
     await asyncio.gather(*others, return_exceptions=True)
     probe.close()
     (d50, d99), (h50, h99) = _percentiles_ms(direct), _percentiles_ms(found)
-    return Overhead(streams, streams * rate, probes, d50, d99, h50, h99, h50 - d50, h99 - d99)
+    load = os.getloadavg()[0]
+    return Overhead(streams, streams * rate, probes, d50, d99, h50, h99, h50 - d50, h99 - d99, cpu_ms, load)
+
+
+async def _cpu_ms(port: int, server: psutil.Process, requests: int) -> float:
+    """Of the server's process, for one request."""
+    probe = Stream(port)
+    for _ in range(20):
+        await probe.ask(1)
+    before = server.cpu_times()
+    for _ in range(requests):
+        await probe.ask(1)
+    after = server.cpu_times()
+    probe.close()
+    return (after.user + after.system - before.user - before.system) / requests * 1e3
 
 
 async def _keep_reading(port: int) -> None:
@@ -270,11 +300,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     server.start()
     port, expected = ours.recv()
     found: Overhead | Soak
+    watched = psutil.Process(server.pid)
     if arguments.soak is not None:
-        watched = psutil.Process(server.pid)
         found = asyncio.run(measure_soak(port, watched, expected, arguments.streams, arguments.soak, arguments.rate))
     else:
-        found = asyncio.run(measure_overhead(port, ours, arguments.streams, arguments.rate, arguments.probes))
+        found = asyncio.run(measure_overhead(port, ours, watched, arguments.streams, arguments.rate, arguments.probes))
     ours.send(None)
     server.join(10.0)
     figures: dict[str, Any] = {**asdict(found), "method": "measured", "machine": platform.processor() or "unknown"}

@@ -77,9 +77,10 @@ class Campaign:
         assert self.process.stdout is not None
         while "Stop with" not in said and (line := self.process.stdout.readline()):
             said += line
-        self.url, self.admin = (
-            re.search(what, said)[1] for what in (r"at (http://\S+)/v1", r"API at (http://[^\s,]+)")
-        )  # type: ignore[index]
+        found = [re.search(what, said) for what in (r"at (http://\S+)/v1", r"API at (http://[^\s,]+)")]
+        if None in found:
+            raise SystemExit("gridserve up did not start; see above")
+        self.url, self.admin = (match[1] for match in found if match is not None)
         self.stopping = threading.Event()
         self.answered = itertools.count()
         self.last_answer_s = time.monotonic()
@@ -156,7 +157,7 @@ class Campaign:
         found: dict[str, object] = json.loads(path.read_text())
         return found
 
-    def get(self, path: str, **parameters: object) -> dict[str, list[dict[str, str]]] | None:
+    def get(self, path: str, **parameters: int) -> dict[str, list[dict[str, str]]] | None:
         try:
             answer = httpx.get(
                 self.admin + path, params=parameters, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30
