@@ -153,8 +153,10 @@ class Campaign:
             return None
 
     def registers(self) -> dict[str, object]:
-        (path,) = (self.data / "power" / "registers").glob("*.json")
-        found: dict[str, object] = json.loads(path.read_text())
+        """What the board has now; nobody set it before its file is there."""
+        found: dict[str, object] = dict(DEFAULTS)
+        for path in (self.data / "power" / "registers").glob("*.json"):
+            found = json.loads(path.read_text())
         return found
 
     def get(self, path: str, **parameters: int) -> dict[str, list[dict[str, str]]] | None:
