@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import socket
 import statistics
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvicorn
 
 from bench._paced_engine import PacedEngine
 from engine.client_protocol import Generation
@@ -81,11 +83,9 @@ def serve(channel: Connection, interval_s: float) -> None:
 
 
 async def _serve(channel: Connection, interval_s: float) -> None:
-    import uvicorn
-
     from engine.checkpoint import open_checkpoint
     from engine.model_store import resolve_model
-    from serving.http_server import server_config
+    from serving.http_server import bind, server_config
     from serving.inference_api import create_app
     from serving.model_text import ModelText
     from serving.service import InferenceService
@@ -95,11 +95,16 @@ async def _serve(channel: Connection, interval_s: float) -> None:
     text = ModelText(open_checkpoint(Path(path)).load_tokenizer())
     engine = PacedEngine(text.encode(COUNTING), 49152, interval_s)
     settings = ApiSettings(max_queued_requests=4096)
-    server = uvicorn.Server(server_config(create_app(InferenceService(engine, text, settings), settings), settings, 0))
-    socket = server.config.bind_socket()
-    running = asyncio.create_task(server.serve([socket]))
-    expected = text.decode(text.encode(COUNTING)[:STREAM_TOKENS])
-    channel.send((socket.getsockname()[1], expected))
+    server = uvicorn.Server(server_config(create_app(InferenceService(engine, text, settings), settings), settings))
+    with bind(settings.host, 0) as listener:
+        await _serve_on(listener, server, engine, text.decode(text.encode(COUNTING)[:STREAM_TOKENS]), channel)
+
+
+async def _serve_on(
+    listener: socket.socket, server: uvicorn.Server, engine: PacedEngine, expected: str, channel: Connection
+) -> None:
+    running = asyncio.create_task(server.serve([listener]))
+    channel.send((listener.getsockname()[1], expected))
     loop = asyncio.get_running_loop()
     while (asked := await loop.run_in_executor(None, _asked, channel)) is not None:
         channel.send(await _direct(engine, *asked))
@@ -216,7 +221,7 @@ async def _cpu_ms(port: int, server: psutil.Process, requests: int) -> float:
         await probe.ask(1)
     after = server.cpu_times()
     probe.close()
-    return (after.user + after.system - before.user - before.system) / requests * 1e3
+    return float(after.user + after.system - before.user - before.system) / requests * 1e3
 
 
 async def _keep_reading(port: int) -> None:
