@@ -1,4 +1,4 @@
-"""A benchmark tool from elsewhere, pointed at the live server: what it counts, tokens and joules, is what we count."""
+"""A benchmark tool from elsewhere, pointed at the live server: what it counts is what we count."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from datetime import datetime
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
 from engine.model_store import cache_folder
@@ -23,7 +19,7 @@ from tests.serving.test_live_server import Server
 # Longer than the default: the tool is installed first, and tells of its own start in minutes on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1800)]
 AIPERF = "aiperf==0.13.0"
-REQUESTS, OUTPUT_TOKENS = 400, 16
+REQUESTS, OUTPUT_TOKENS = 24, 16
 
 
 @pytest.fixture(scope="module")
@@ -58,50 +54,14 @@ def counter(metrics: str, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? ([0-9.e+]+)$", metrics, re.MULTILINE))
 
 
-class Meter:
-    """Our own counter of joules over time, read ten times a second."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._points: list[tuple[float, float]] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        while not self._ended.wait(0.1):
-            asked_s = time.time()
-            joules = counter(httpx.get(f"{self._url}/metrics", timeout=30).text, "gridserve_gpu_energy_joules_total")
-            self._points.append(((asked_s + time.time()) / 2, joules))
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._thread.join(30.0)
-
-    def between(self, since_s: float, until_s: float) -> float:
-        times, joules = zip(*self._points)
-        return float(np.interp(until_s, times, joules) - np.interp(since_s, times, joules))
-
-
 def test_aiperf_streams_chats_and_counts_the_same_tokens(
     aiperf: str, tiny_model: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    options = ["--max-model-len", "512", "--served-model-name", "tiny", "--device", "simulated:h100-sxm"]
-    server = Server(str(tiny_model), *options)
-    meter = Meter(server.url)
+    server = Server(str(tiny_model), "--max-model-len", "512", "--served-model-name", "tiny")
     try:
         before = httpx.get(f"{server.url}/metrics").text
         command = [aiperf, "profile", "--model", "tiny", "--url", server.url, "--endpoint-type", "chat", "--streaming"]
-        command += [
-            "--gpu-telemetry",
-            f"{server.url}/metrics",
-            "--concurrency",
-            "4",
-            "--request-count",
-            str(REQUESTS),
-            "--tokenizer",
-            str(tokenizer_folder),
-        ]
+        command += ["--concurrency", "4", "--request-count", str(REQUESTS), "--tokenizer", str(tokenizer_folder)]
         command += ["--isl", "40", "--osl", str(OUTPUT_TOKENS), "--extra-inputs", "ignore_eos:true", "--ui", "none"]
         command += ["--extra-inputs", f"min_tokens:{OUTPUT_TOKENS}", "--artifact-dir", str(tmp_path / "run")]
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
@@ -111,7 +71,6 @@ def test_aiperf_streams_chats_and_counts_the_same_tokens(
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         after = httpx.get(f"{server.url}/metrics").text
     finally:
-        meter.stop()
         assert server.stop() == 0
     (report,) = (tmp_path / "run").rglob("profile_export_aiperf.json")
     figures = json.loads(report.read_text())
@@ -121,10 +80,3 @@ def test_aiperf_streams_chats_and_counts_the_same_tokens(
     assert figures["time_to_first_token"]["avg"] > 0
     ours = counter(after, "gridserve_generation_tokens_total") - counter(before, "gridserve_generation_tokens_total")
     assert ours == REQUESTS * OUTPUT_TOKENS
-    # Joules per output token by the tool, from the DCGM series, and by our own counter over the tool's window.
-    since_s, until_s = (datetime.fromisoformat(figures[name]).timestamp() for name in ("start_time", "end_time"))
-    theirs_j = figures["nvidia_energy_per_output_token"]["avg"] / 1e3
-    ours_j = meter.between(since_s, until_s) / ours
-    print(f"joules per output token: aiperf {theirs_j:.4f}, ours {ours_j:.4f}, over {until_s - since_s:.1f} s")
-    their_tokens = figures["output_sequence_length"]["avg"] * REQUESTS
-    assert theirs_j * their_tokens / ours == pytest.approx(ours_j, rel=0.02)
