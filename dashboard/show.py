@@ -17,7 +17,7 @@ from dashboard.views.health import Banner, Level, markdown
 from dashboard.views.origin import DataState, Origin, aged
 from dashboard.views.overview import Tile
 
-TILES_IN_A_ROW, TILE_PX, TILES_PX = 3, 128, 410
+TILE_PX, TILES_PX = 128, 410
 TABLE_PX = 420
 
 ICONS = {
@@ -54,10 +54,10 @@ def tile(made: Tile) -> None:
 
 
 def tile_row(made: Sequence[Tile], snapshot: Snapshot) -> None:
-    """Six in one row on a wide page, three and three on a narrow one; all grow stale when the API falls silent."""
+    """All in one row on a wide page, one half below the other on a narrow one. All grow stale with the snapshot."""
     with st.grid(2, min_column_width=TILES_PX, gap="small"):
-        for first in range(0, len(made), TILES_IN_A_ROW):
-            part = made[first : first + TILES_IN_A_ROW]
+        half = -(-len(made) // 2)
+        for part in filter(None, (made[:half], made[half:])):
             with st.grid(len(part), min_column_width=TILE_PX, gap="small", height="stretch"):
                 for each in part:
                     tile(replace(each, origin=aged(each.origin, snapshot)))

@@ -89,7 +89,7 @@ async def stream_chat(
         usage = StreamUsage(body, run.count)
 
         def chunk(choices: list[ChatChunkChoice], last: bool = False) -> bytes:
-            energy = run.energy() if last else UNSET
+            energy = usage.in_chunk(run.energy, last)
             return event(
                 encode(
                     ChatCompletionChunk(
@@ -112,6 +112,8 @@ async def stream_chat(
         if usage.included:
             usage.last = True
             yield chunk([], last=True)
+        if closing := usage.closing(run.energy):
+            yield closing
 
 
 def _chunk_choice(text: TextProtocol, delta: TextDelta, with_logprobs: bool) -> ChatChunkChoice:

@@ -6,8 +6,6 @@ import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 
-from msgspec import UNSET
-
 from engine.batch import TokenLogprobs
 from serving.chat import MIN_LOGPROB
 from serving.openai_errors import BadRequestError
@@ -75,7 +73,7 @@ async def stream_completion(
         usage, texts = StreamUsage(body, run.count), _TextChoices(service.text, body, run)
 
         def chunk(choices: list[CompletionChoice], last: bool = False) -> bytes:
-            energy = run.energy() if last else UNSET
+            energy = usage.in_chunk(run.energy, last)
             return event(
                 encode(
                     Completion(run.id, run.created, run.model, choices, service.fingerprint, usage.of_chunk(), energy)
@@ -100,6 +98,8 @@ async def stream_completion(
         if usage.included:
             usage.last = True
             yield chunk([], last=True)
+        if closing := usage.closing(run.energy):
+            yield closing
 
 
 class _TextChoices:

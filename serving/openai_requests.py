@@ -72,6 +72,7 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    energy: Literal["chunk", "comment"] | None = None
 
 
 class TextPart(Body):

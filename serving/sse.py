@@ -29,6 +29,11 @@ def event(body: bytes) -> bytes:
     return b"data: %b\n\n" % body
 
 
+def comment(text: bytes) -> bytes:
+    """A line that clients ignore unless they look for it. `text` has no line break."""
+    return b": %b\n\n" % text
+
+
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Await `work`, but cancel it, and raise `ClientDisconnectedError`, when the client hangs up first.
 

@@ -1,13 +1,20 @@
-"""What `stream_options` asks for."""
+"""What `stream_options` asks for.
+
+`energy: comment` puts the `energy` object into an SSE comment, `: energy {...}`, before `[DONE]`, for clients that
+refuse fields they do not know; by default it stands in the last chunk.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from msgspec import UNSET, UnsetType
 
 from serving.openai_errors import BadRequestError
 from serving.openai_requests import GenerationBody
-from serving.openai_responses import Usage
+from serving.openai_responses import EnergyUsage, Usage, encode
 from serving.service import UsageCount
+from serving.sse import comment
 
 
 def check_stream_options(body: GenerationBody) -> None:
@@ -22,8 +29,18 @@ class StreamUsage:
         options = body.stream_options
         self.included = options is not None and bool(options.include_usage)
         self.continuous = self.included and options is not None and bool(options.continuous_usage_stats)
+        self.energy_as_comment = options is not None and options.energy == "comment"
         self.last = False
         self._count = count
+
+    def in_chunk(self, energy: Callable[[], EnergyUsage | UnsetType], last: bool) -> EnergyUsage | UnsetType:
+        """The `energy` of a chunk."""
+        return energy() if last and not self.energy_as_comment else UNSET
+
+    def closing(self, energy: Callable[[], EnergyUsage | UnsetType]) -> bytes:
+        """What follows the last chunk: nothing, or the comment."""
+        found = energy() if self.energy_as_comment else UNSET
+        return comment(b"energy " + encode(found)) if found is not UNSET else b""
 
     def of_chunk(self) -> Usage | UnsetType | None:
         if not self.included:

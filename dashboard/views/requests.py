@@ -108,8 +108,8 @@ def life_spec(record: RequestRecord, colours: Palette) -> dict[str, Any] | None:
         "legend": {"top": 0, "left": 0, "icon": "rect", "textStyle": {"color": colours.text}},
         "tooltip": {"trigger": "item", "valueFormatter": "%.4g"},
         "grid": [
-            {"left": 60, "right": 24, "top": 34, "height": 34},
-            {"left": 60, "right": 24, "top": 108, "height": 34},
+            {"left": 60, "right": 48, "top": 34, "height": 34},
+            {"left": 60, "right": 48, "top": 108, "height": 34},
         ],
         "xAxis": [
             {"type": "value", "gridIndex": 0, "name": "s", **axis},

@@ -6,7 +6,7 @@ import pandas as pd
 
 from dashboard.schema_state import State
 from dashboard.views.charts import Line, Panel
-from dashboard.views.formats import UNKNOWN, count, number, seconds, share
+from dashboard.views.formats import count, number, seconds, share
 from dashboard.views.origin import DataState, Origin, missing
 from dashboard.views.overview import Tile, of_latency
 from dashboard.views.palette import Palette
@@ -39,11 +39,11 @@ def tiles(state: State) -> list[Tile]:
             _over(usage, KV_HIGH),
         ),
         Tile(
-            "Output",
-            UNKNOWN if latency.output_tokens_per_s is None else f"{number(latency.output_tokens_per_s)} tok/s",
+            "Output tokens/s",
+            number(latency.output_tokens_per_s),
             f"preemptions {count(engine.preemptions)}",
             live if latency.output_tokens_per_s is not None else recent,
-            "Output tokens each second.",
+            "Over the last 10 seconds.",
         ),
         Tile(
             "TTFT p99",

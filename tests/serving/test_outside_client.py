@@ -16,7 +16,8 @@ import pytest
 from engine.model_store import cache_folder
 from tests.serving.test_live_server import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+# Longer than the default: the tool is installed first, and tells of its own start in minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1800)]
 AIPERF = "aiperf==0.13.0"
 REQUESTS, OUTPUT_TOKENS = 24, 16
 

@@ -98,6 +98,20 @@ def test_a_stream_ends_with_the_energy(server: Server, usage: bool) -> None:
     assert (events[-1]["usage"] is not None) if usage else "usage" not in events[-1]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_stream_may_put_the_energy_into_a_comment(server: Server, path: str) -> None:
+    body = {"model": "tiny", "max_tokens": 4, "stream": True, "stream_options": {"energy": "comment"}}
+    body |= {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {"prompt": "Hi"}
+    text = httpx.post(f"{server.url}{path}", json=body, timeout=60).text
+    *_, last, done = [line for line in text.splitlines() if line]
+    assert done == "data: [DONE]"
+    assert last.startswith(": energy {")
+    assert json.loads(last.removeprefix(": energy "))["energy_joules"] > 0
+    assert not any("energy" in json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {"))
+    plain = httpx.post(f"{server.url}{path}", json=body | {"stream_options": {"energy": "loud"}}, timeout=60)
+    assert plain.status_code == 400
+
+
 def test_text_completions_carry_it_too_and_take_no_directive(server: Server) -> None:
     request = {"model": "tiny", "prompt": "Hello", "max_tokens": 4}
     answer = httpx.post(f"{server.url}/v1/completions", json=request, timeout=60).json()

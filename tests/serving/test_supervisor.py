@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,12 +117,17 @@ def test_one_that_cannot_start_ends_everything_with_its_status(short_folder: Pat
 
 
 def test_one_that_does_not_stop_is_killed(short_folder: Path) -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    stubborn = """
+import signal, time
+from serving.notify import notify
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+notify(READY="1")
+time.sleep(600)
+"""
     said: list[str] = []
     service = Service("stubborn", (sys.executable, "-c", stubborn), stop_s=0.3)
-    supervisor = Supervisor([service], short_folder, say=said.append)
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    assert supervisor.run() == 0
+    stop = {"stubborn": lambda words: os.kill(os.getpid(), signal.SIGTERM)}
+    assert Supervisor([service], short_folder, stop, say=said.append).run() == 0
     assert any("it is killed" in text for text in said)
 
 
