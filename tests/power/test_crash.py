@@ -1,6 +1,8 @@
 """Random SIGKILLs of engine, control plane and daemon: nothing stays locked. The long campaign is marked slow."""
 
+import importlib.util
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +32,16 @@ def test_five_hundred_crashes_leave_nothing_locked():
     assert found["kills"] >= 500
     assert found["left_behind"] == 0, found["failures"]
     assert found["seconds_to_clean"]["max"] <= found["ttl_s"] + 1.0
+
+
+def test_one_clean_look_is_not_taken_for_restored(tmp_path, monkeypatch):
+    """The control plane may undo its setting and make another just before the daemon learns that the engine died."""
+    spec = importlib.util.spec_from_file_location("power_crash_campaign", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    cell = script.Cell(tmp_path, random.Random(1))
+    looks = iter([True, False, True, True])
+    monkeypatch.setattr(cell, "clean", lambda: next(looks))
+    assert cell.stays_clean() is None
+    assert cell.stays_clean() is not None
