@@ -49,6 +49,16 @@ def test_half_the_cap_slows_prefill_and_not_decode_as_splitwise_has_it(prompt_to
     assert decode == pytest.approx(SPLITWISE_DECODE_STRETCH, rel=0.10)
 
 
+@pytest.mark.parametrize(("prompt_tokens", "batch"), [(2048, 1), (512, 4), (256, 8)])
+def test_half_the_cap_at_splitwise_own_configuration(prompt_tokens, batch):
+    """Its simulator's capped start state: Llama-2-70B, 8 GPUs, batches of up to 2048 tokens, one engine for both."""
+    engine = load_engine("splitwise-h100")
+    prefill, decode = cap_stretch(load_profile("h100-sxm"), engine, engine, prompt_tokens=prompt_tokens, batch=batch)
+    assert prompt_tokens * batch == 2048
+    assert prefill == pytest.approx(SPLITWISE_PREFILL_STRETCH, rel=0.05)
+    assert decode == pytest.approx(SPLITWISE_DECODE_STRETCH, rel=0.01)
+
+
 @pytest.mark.parametrize("batch", [8, 32, 64, 128, 256, 512])
 def test_joules_per_token_are_u_shaped_with_the_minimum_in_the_middle(twin, batch):
     top = twin.gpu.clock_max_mhz
