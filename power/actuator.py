@@ -176,7 +176,7 @@ class Actuator:
     ) -> list[Actuation]:
         """Take control from the controller. Only `defaults` (panic) may last without an expiry."""
         if seconds is None and mode is not HoldMode.DEFAULTS:
-            raise ValueError(f"a hold of mode {mode.value} needs an expiry: give seconds")
+            raise ValueError(f"a hold of mode {mode.value} needs an expiry: give seconds (`--minutes`)")
         if seconds is not None and not 0 < seconds <= MAX_HOLD_S:
             raise ValueError(f"a hold lasts more than 0 and at most {MAX_HOLD_S:g} seconds, got {seconds:g}")
         if mode is HoldMode.PIN and pin_mhz is None:

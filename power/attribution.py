@@ -75,14 +75,13 @@ class Attributor:
         """One step and whose work it held. Unknown requests are admitted at its start."""
         accounts = self._accounts
         weights = self._work_model.weights(work)
-        for request_id, _, _ in weights:
+        total = 0.0
+        for request_id, prefill, decode in weights:
             if request_id not in accounts:
                 accounts[request_id] = Account(started_s)
+            total += prefill + decode
         if started_s - self._stepped_until_s < self.meter.window_s:
             started_s = self._stepped_until_s
-        total = 0.0
-        for _, prefill, decode in weights:
-            total += prefill + decode
         self._steps.append(_Step(started_s, ended_s, weights, total))
         self._stepped_until_s = max(self._stepped_until_s, ended_s)
         self._last_step_end_s = ended_s
@@ -306,8 +305,9 @@ class Attributor:
                 if prefill:
                     account.prefill_j += prefill * unit
                     prefill_j += prefill * unit
-                account.decode_j += decode * unit
-                decode_j += decode * unit
+                drawn = decode * unit
+                account.decode_j += drawn
+                decode_j += drawn
         step_time = sum(piece.end_s - piece.start_s for piece in pieces)
         outside = joules - stepped
         outside_idle = min(max(outside, 0.0), idle_power * max(0.0, end - start - step_time))
