@@ -73,11 +73,10 @@ class Gridserve:
         import torch
 
         from engine.block_pool import BlockPool
-        from engine.build import choose_device, make_runner, prepare_triton
+        from engine.build import choose_device, make_loop, make_proposer, make_runner, overlaps, prepare_triton
         from engine.config import EngineConfig
         from engine.decoder import Decoder
         from engine.device_runner import DeviceRunner, Limits
-        from engine.engine import Engine
         from engine.scheduler import Scheduler
         from engine.scheduler_config import SchedulerConfig
         from kernels.kv_cache import allocate_kv_caches
@@ -104,7 +103,10 @@ class Gridserve:
             )
             runner = DeviceRunner(decoder, caches, None, config.vocab_size, Limits(256, MAX_MODEL_LEN), where)
         limits = SchedulerConfig(max_num_seqs=256, max_num_batched_tokens=max_batched, max_model_len=MAX_MODEL_LEN)
-        self._engine = Engine(Scheduler(limits, BlockPool(num_blocks, 32)), runner)
+        proposer = make_proposer(settings, runner)
+        overlap = overlaps(settings, runner)
+        scheduler = Scheduler(limits, BlockPool(num_blocks, 32), runs_ahead=overlap, proposer=proposer)
+        self._engine, _ = make_loop(scheduler, runner, overlap=overlap)
 
     def run(self, workload: GpuWorkload) -> int:
         from engine.request import Request, SamplingParams
@@ -206,6 +208,8 @@ SYSTEMS: dict[str, Callable[[ModelConfig, str], System]] = {
     "gridserve": Gridserve,
     "gridserve-fp8-kv": lambda config, device: Gridserve(config, device, kv_dtype="fp8"),
     "gridserve-int8-kv": lambda config, device: Gridserve(config, device, kv_dtype="int8"),
+    "gridserve-no-overlap": lambda config, device: Gridserve(config, device, overlap=False),
+    "gridserve-ngram": lambda config, device: Gridserve(config, device, speculate="ngram"),
     "gridserve-deterministic": lambda config, device: Gridserve(config, device, deterministic=True),
     "transformers-continuous": TransformersContinuous,
     "vllm": Vllm,

@@ -12,13 +12,17 @@ from engine.request import FinishReason, Request
 class ScheduledRequest:
     """Tokens `start .. start + num_tokens` of `request.token_ids` run in this step.
 
-    `samples` is true when the last known token is among them, so that the step draws a new one.
+    `samples` is true when the last known token is among them, so that the step draws a new one. The last
+    `len(draft)` of the tokens are `draft`, guessed and not yet known: the step draws at each of them too, and what it
+    draws after the first wrong guess is dropped. A token that is neither known nor guessed is being drawn by a step
+    in flight.
     """
 
     request: Request
     start: int
     num_tokens: int
     samples: bool
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -99,6 +103,18 @@ class Executor(Protocol):
 
     def run(self, batch: Batch) -> StepResult:
         """Compute keys and values of the batch's tokens and draw the next ones. An exception fails the batch."""
+        ...
+
+
+class LaunchingExecutor(Executor, Protocol):
+    """An executor that takes a further step while the last one is under way; steps run in the order of launching."""
+
+    def launch(self, batch: Batch) -> object:
+        """Start a step and return at once. An exception fails this batch alone."""
+        ...
+
+    def collect(self, launched: object) -> StepResult:
+        """Wait for a launched step, the oldest first. An exception fails its batch."""
         ...
 
 

@@ -14,14 +14,15 @@ from engine.client_protocol import EngineInfo
 from engine.config import CPU_MAX_NUM_BATCHED_TOKENS, CUDA_MAX_NUM_BATCHED_TOKENS, EngineConfig
 from engine.decoder import Decoder
 from engine.device_runner import DeviceRunner, Limits
-from engine.engine import Engine
+from engine.engine import Engine, OverlappedEngine
 from engine.guided import GuideCompiler
 from engine.kv_sizing import kv_budget_bytes, num_kv_blocks, step_bytes
 from engine.model_runner import ModelRunner
-from engine.pace import PacedExecutor
+from engine.pace import PacedExecutor, PacedLaunchingExecutor
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
+from engine.speculation import NgramConfig, NgramProposer, Proposer
 from engine.weights import Weights
 from kernels.backend import uses_triton
 from kernels.gpu.definitions import QUANTIZED_DTYPES
@@ -78,6 +79,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
     compiler = GuideCompiler(tokenizer.to_json(), checkpoint.config.vocab_size, tokenizer.eos_token_ids)
     report("reserving the KV cache")
     runner, num_blocks = make_runner(config, decoder, device, max_batched, compiler)
+    overlap = overlaps(config, runner)
     scheduler = Scheduler(
         SchedulerConfig(
             max_num_seqs=config.max_num_seqs,
@@ -86,6 +88,8 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
             long_prefill_threshold_tokens=config.long_prefill_threshold_tokens,
         ),
         BlockPool(num_blocks, config.block_size),
+        runs_ahead=overlap,
+        proposer=make_proposer(config, runner),
     )
     report("warming up")
     compiler.prepare()
@@ -103,8 +107,30 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
     )
+    engine, executor = make_loop(scheduler, runner, overlap=overlap)
+    return BuiltEngine(engine, executor, runner, compiler, info, tokenizer.eos_token_ids)
+
+
+def overlaps(config: EngineConfig, runner: Runner) -> bool:
+    """Whether steps are launched ahead. Raises `ValueError` where that is asked for and cannot be."""
+    if config.overlap and not isinstance(runner, DeviceRunner):
+        raise ValueError("a CPU runs one step at a time: leave --overlap out")
+    return isinstance(runner, DeviceRunner) and config.overlap is not False and config.speculate == "off"
+
+
+def make_proposer(config: EngineConfig, runner: Runner) -> Proposer | None:
+    """Penalties are counted on a device as tokens are drawn there, wrong guesses included: such requests go without."""
+    if config.speculate == "off":
+        return None
+    return NgramProposer(NgramConfig(max_draft=config.max_draft), penalised=not isinstance(runner, DeviceRunner))
+
+
+def make_loop(scheduler: Scheduler, runner: Runner, *, overlap: bool) -> tuple[Engine, PacedExecutor]:
+    if overlap and isinstance(runner, DeviceRunner):
+        launching = PacedLaunchingExecutor(runner)
+        return OverlappedEngine(scheduler, launching), launching
     executor = PacedExecutor(runner)
-    return BuiltEngine(Engine(scheduler, executor), executor, runner, compiler, info, tokenizer.eos_token_ids)
+    return Engine(scheduler, executor), executor
 
 
 def choose_device(name: str) -> torch.device:
@@ -138,7 +164,8 @@ def make_runner(
     """
     model = decoder.config
     dtype = kv_dtype(config, decoder.dtype, device)
-    needed = step_bytes(model, config.max_num_seqs, max_batched, decoder.dtype.itemsize)
+    drawn = config.max_num_seqs * (1 if config.speculate == "off" else 1 + config.max_draft)
+    needed = step_bytes(model, drawn, max_batched, decoder.dtype.itemsize)
     budget = kv_budget_bytes(config, needed, device)
     num_blocks = num_kv_blocks(config, model, decoder.max_model_len, dtype, budget)
     sizes = (model.num_layers, num_blocks, model.num_kv_heads, config.block_size)

@@ -10,6 +10,7 @@ from kernels.weight_format import WeightFormat
 CPU_MAX_NUM_BATCHED_TOKENS = 256
 CUDA_MAX_NUM_BATCHED_TOKENS = 4096
 DEVICES = ("auto", "cpu", "cuda")
+SPECULATIONS = ("off", "ngram")
 KV_DTYPES = ("auto", "bf16", "fp8", "int8")
 
 
@@ -32,6 +33,9 @@ class EngineConfig:
         gpu_memory_fraction: most of a card's memory that weights, cache and steps may take together.
         deterministic: on a GPU, a request's tokens have the same bits whatever shares its batch, however its prompt is
             cut and whatever the clock; slower. A CPU computes so at any time in bf16 and int4.
+        overlap: plan a step while the last one runs; on a GPU unless speculating when None. A CPU cannot.
+        speculate: `ngram` guesses from the request's own text (`engine.speculation`); the text stays the same.
+        max_draft: most tokens guessed for a request in a step.
     """
 
     model: str
@@ -48,12 +52,19 @@ class EngineConfig:
     kv_dtype: str = "auto"
     gpu_memory_fraction: float = 0.90
     deterministic: bool = False
+    overlap: bool | None = None
+    speculate: str = "off"
+    max_draft: int = 4
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.kv_dtype not in KV_DTYPES:
             raise ValueError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {self.kv_dtype!r}")
+        if self.speculate not in SPECULATIONS:
+            raise ValueError(f"speculate must be one of {', '.join(SPECULATIONS)}, got {self.speculate!r}")
+        if self.overlap and self.speculate != "off":
+            raise ValueError("speculation plans a step from the last one's tokens: leave overlap off")
         if not 0.0 < self.gpu_memory_fraction <= 1.0:
             raise ValueError(f"gpu_memory_fraction must be above 0 and at most 1, got {self.gpu_memory_fraction}")
         if self.block_size < 16 or self.block_size % 16:
@@ -65,6 +76,7 @@ class EngineConfig:
             "long_prefill_threshold_tokens",
             "kv_cache_bytes",
             "num_threads",
+            "max_draft",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

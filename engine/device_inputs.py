@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.batch import Batch
+from engine.batch_inputs import sample_rows
 from engine.request_rows import RequestRows, Seat
 
 # A token whose id only the device knows: the request's last drawn one.
@@ -21,9 +22,9 @@ class StepArrays:
         rows, computed, lengths: `[B]`: row, tokens in the cache before the step and tokens of the step.
         tokens: `[T]`, packed; `UNKNOWN_TOKEN` where the device knows better.
         where, blocks: changed entries of the flat block tables.
-        sampling: batch positions that draw a token.
-        last: `[R]` packed index of the last token of each of those.
-        ends: `[R]` tokens known once this step's are computed: the position of the token to draw.
+        sampling: batch positions that draw a token, once for each token under speculation.
+        last: `[R]` packed index of the token that each of those draws from.
+        ends: `[R]` the position of the token to draw.
         num_decodes: the first so many requests have one token.
         max_context_len: longest context after the step.
     """
@@ -59,8 +60,9 @@ def step_arrays(batch: Batch, rows: RequestRows, seats: list[Seat], block_size: 
     tokens: list[int] = []
     for each in scheduled:
         known = each.request.token_ids[each.start : each.end]
-        missing = each.num_tokens - len(known)
+        missing = each.num_tokens - len(known) - len(each.draft)
         tokens += known
+        tokens += each.draft
         if missing:
             if each.num_tokens != 1:
                 raise ValueError(
@@ -68,7 +70,10 @@ def step_arrays(batch: Batch, rows: RequestRows, seats: list[Seat], block_size: 
                 )
             tokens.append(UNKNOWN_TOKEN)
     where, blocks = rows.table_changes(seats, (-(-ends // block_size)).tolist())
-    sampling = tuple(index for index, each in enumerate(scheduled) if each.samples)
+    sampling = tuple(index for index, each in enumerate(scheduled) if each.samples for _ in range(len(each.draft) + 1))
+    last = sample_rows(scheduled, np.cumsum(lengths))
+    # Positions of the tokens to draw: one after the token drawn from.
+    begins = np.cumsum(lengths) - lengths
     num_decodes = 0
     while num_decodes < count and lengths[num_decodes] == 1:
         num_decodes += 1
@@ -81,8 +86,8 @@ def step_arrays(batch: Batch, rows: RequestRows, seats: list[Seat], block_size: 
         where=np.array(where, dtype=np.int32),
         blocks=np.array(blocks, dtype=np.int32),
         sampling=sampling,
-        last=(np.cumsum(lengths, dtype=np.int32) - 1)[chosen],
-        ends=ends[chosen],
+        last=last.astype(np.int32),
+        ends=(last - begins[chosen] + starts[chosen] + 1).astype(np.int32),
         num_decodes=num_decodes,
         max_context_len=int(ends.max()),
     )

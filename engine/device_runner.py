@@ -16,13 +16,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from engine.batch import Batch, SampledTokens, StepResult
+from engine.batch import Batch, StepResult
 from engine.decode_graphs import DecodeGraphs, DecodeSteps, EagerDecodes, padded_size, padded_sizes
 from engine.device_inputs import StepArrays, padded_decodes, step_arrays
 from engine.device_sampler import DeviceSampler, Drawn
 from engine.guided import GuideCompiler
 from engine.request import Request, SamplingParams
 from engine.request_rows import RequestRows
+from engine.speculation import per_request
 from engine.transfers import Transfers, make_transfers
 from kernels import ops
 from kernels.gpu.definitions import KVScales
@@ -110,11 +111,11 @@ class DeviceRunner:
         self._rows.drop(batch.retired)
         return Launched(batch, self._enqueue(batch) if batch.requests else None, started_s)
 
-    def collect(self, launched: Launched) -> StepResult:
+    def collect(self, launched: object) -> StepResult:
         """The result of a launched step; collect in the order of launching."""
-        drawn = iter(launched.drawn.wait() if launched.drawn is not None else ())
-        sampled = tuple(next(drawn) if each.samples else SampledTokens() for each in launched.batch.requests)
-        return StepResult(sampled, launched.started_s, self._clock())
+        assert isinstance(launched, Launched)
+        drawn = launched.drawn.wait() if launched.drawn is not None else ()
+        return StepResult(per_request(launched.batch, drawn), launched.started_s, self._clock())
 
     @staticmethod
     def needs_host_tokens(request: Request) -> bool:
@@ -163,8 +164,8 @@ class DeviceRunner:
         everyone = arrays.decodes_only and len(arrays.sampling) == arrays.num_requests
         hidden = hidden[: arrays.num_requests] if everyone else hidden.index_select(0, last)
         logits = self._model.logits(hidden)
-        sampling = [batch.requests[index] for index in arrays.sampling]
-        outputs = [each.end - each.request.num_prompt_tokens for each in sampling]
+        prompts = [batch.requests[index].request.num_prompt_tokens for index in arrays.sampling]
+        outputs = [end - prompt for end, prompt in zip(arrays.ends.tolist(), prompts)]
         return self._sampler.draw(logits, [seats[index] for index in arrays.sampling], rows, ends, outputs)
 
     def _decode(self, step: torch.Tensor) -> torch.Tensor:

@@ -21,11 +21,6 @@ from engine.transfers import Download, Transfers
 from kernels import ops
 
 
-def penalised(request: Request) -> bool:
-    params = request.sampling
-    return bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0)
-
-
 @dataclass(slots=True)
 class _Shape:
     """What changes one request's logits, on the device; None where nothing does."""
@@ -92,7 +87,7 @@ class DeviceSampler:
                 continue
             if shape is not None:
                 self._shapes[seat.row] = shape
-            if penalised(seat.request):
+            if seat.request.sampling.penalised:
                 self._count_known(seat)
 
     def draw(
@@ -196,9 +191,9 @@ class DeviceSampler:
 
     def _penalty_slots(self, seats: Sequence[Seat]) -> torch.Tensor | None:
         """`[R]` int32: rows of the count tables, -1 for requests without penalties; None where no request has any."""
-        if self._output_counts is None or not any(penalised(seat.request) for seat in seats):
+        if self._output_counts is None or not any(seat.request.sampling.penalised for seat in seats):
             return None
-        chosen = [seat.row if penalised(seat.request) else -1 for seat in seats]
+        chosen = [seat.row if seat.request.sampling.penalised else -1 for seat in seats]
         return self._transfers.upload(np.array(chosen, dtype=np.int32))
 
     def _count_known(self, seat: Seat) -> None:

@@ -11,6 +11,7 @@ import torch
 from engine.batch import Batch, SampledTokens, StepResult
 from engine.batch_inputs import pack
 from engine.sampler import Sampler
+from engine.speculation import draw_rows, per_request
 from kernels.metadata import AttentionMetadata
 
 KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -72,8 +73,8 @@ class ModelRunner:
     def _compute(self, batch: Batch) -> tuple[SampledTokens, ...]:
         inputs = pack(batch, self._block_size, self._device)
         logits = self._model.step_logits(inputs.token_ids, inputs.metadata, self._kv_caches, inputs.sample_rows)
-        sampling = [scheduled.request for scheduled in batch.requests if scheduled.samples]
-        if not sampling:
+        rows = draw_rows(batch)
+        if not rows:
             return (SampledTokens(),) * len(batch.requests)
-        drawn = iter(self._sampler.sample(logits, sampling))
-        return tuple(next(drawn) if scheduled.samples else SampledTokens() for scheduled in batch.requests)
+        drawn = self._sampler.sample(logits, [each.request for each, _ in rows], [draft for _, draft in rows])
+        return per_request(batch, drawn)

@@ -82,6 +82,11 @@ class SamplingParams:
             check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
     @property
+    def penalised(self) -> bool:
+        """Whether tokens that were drawn change the logits of later ones."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
@@ -98,7 +103,8 @@ class Request:
     `priority`: lower runs first, then `arrival_s` (monotonic seconds). `cache_salt` separates tenants in the
     prefix cache. `num_cached_tokens`: prompt tokens found in the prefix cache at the first admission.
     `prefill_end`: tokens before this position are prefill work: the prompt, and after a preemption all tokens
-    known by then.
+    known by then. `num_pending_tokens`: tokens that steps in flight are drawing, counted only by a scheduler that runs
+    ahead of its results; they are computed as if known. While a draft is verified, `num_computed_tokens` counts it.
     """
 
     request_id: str
@@ -111,6 +117,7 @@ class Request:
 
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = field(init=False, default=0)
+    num_pending_tokens: int = field(init=False, default=0)
     num_cached_tokens: int = field(init=False, default=0)
     num_preemptions: int = field(init=False, default=0)
     prefill_end: int = field(init=False)

@@ -79,6 +79,7 @@ class _Row:
 
     @property
     def shapes_logits(self) -> bool:
+        """Whether `shape` may change anything at the next token or, under speculation, at a later one."""
         return bool(
             self.guide is not None
             or self.output_counts is not None
@@ -95,19 +96,23 @@ class _Row:
                 self.guide.accept(token_id)
         self.counted = self.request.num_tokens
 
-    def shape(self, logits: torch.Tensor) -> None:
-        """Apply bias, penalties, the minimum length and the guide to `[V]`, in place."""
+    def shape(self, logits: torch.Tensor, draft: Sequence[int] = ()) -> None:
+        """Apply bias, penalties, the minimum length and the guide to `[V]`, in place, as if `draft` were known."""
         params = self.request.sampling
         if len(self.bias_ids):
             logits[self.bias_ids] += self.bias.to(logits.device)
         if self.output_counts is not None:
             counts = self.output_counts.to(logits.device)
+            if draft:
+                counts = counts.index_add(
+                    0, torch.tensor(draft, device=logits.device), torch.ones(len(draft), device=logits.device)
+                )
             if self.prompt_seen is not None:
                 seen = self.prompt_seen.to(logits.device) | (counts > 0)
                 factor = torch.where(logits > 0, 1.0 / params.repetition_penalty, params.repetition_penalty)
                 logits.mul_(torch.where(seen, factor, 1.0))
             logits.sub_(params.frequency_penalty * counts + params.presence_penalty * (counts > 0))
-        if self.request.num_output_tokens < params.min_tokens:
+        if self.request.num_output_tokens + len(draft) < params.min_tokens:
             logits[self.ending_ids] = -torch.inf
         if self.guide is not None:
             self.guide.mask_logits(logits)
@@ -125,12 +130,18 @@ class Sampler:
         for request_id in request_ids:
             self._rows.pop(request_id, None)
 
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledTokens]:
+    def sample(
+        self, logits: torch.Tensor, requests: Sequence[Request], drafts: Sequence[tuple[int, ...]] | None = None
+    ) -> list[SampledTokens]:
         """Draw one token for each row of `logits` `[R, V]` fp32, which may be changed in place.
+
+        `drafts[row]`: tokens that the row takes as drawn already, beyond those known of its request.
 
         A request whose guide fails, or whose constraints leave no token, gets `SampledTokens.error`; the others
         are not touched.
         """
+        if drafts is None:
+            drafts = ((),) * len(requests)
         errors: dict[int, str] = {}
         raw_logprobs: dict[int, torch.Tensor] = {}
         random_rows: list[int] = []
@@ -143,7 +154,7 @@ class Sampler:
                 row = self._row(request)
                 row.catch_up()
                 if row.shapes_logits:
-                    row.shape(logits[index])
+                    row.shape(logits[index], drafts[index])
             except ValueError as error:
                 errors[index] = str(error)
                 continue
@@ -156,7 +167,7 @@ class Sampler:
                 errors.setdefault(index, NOTHING_POSSIBLE)
         random_rows = [index for index in random_rows if index not in errors]
         if random_rows:
-            for index, token in zip(random_rows, self._draw_rows(logits, requests, random_rows)):
+            for index, token in zip(random_rows, self._draw_rows(logits, requests, drafts, random_rows)):
                 tokens[index] = token
         return [
             SampledTokens(error=errors[index])
@@ -172,7 +183,9 @@ class Sampler:
         return row
 
     @staticmethod
-    def _draw_rows(logits: torch.Tensor, requests: Sequence[Request], rows: list[int]) -> list[int]:
+    def _draw_rows(
+        logits: torch.Tensor, requests: Sequence[Request], drafts: Sequence[tuple[int, ...]], rows: list[int]
+    ) -> list[int]:
         params = [requests[row].sampling for row in rows]
         temperatures = torch.tensor([each.temperature for each in params], device=logits.device)
         scaled = logits[rows] / temperatures.unsqueeze(1)
@@ -184,7 +197,7 @@ class Sampler:
         floor = torch.maximum(torch.tensor(thresholds, device=logits.device), scaled.amax(dim=-1) + min_p)
         scaled.masked_fill_(scaled < floor.unsqueeze(1), -torch.inf)
         uniforms = [
-            uniform(each.seed if each.seed is not None else 0, requests[row].num_tokens)
+            uniform(each.seed if each.seed is not None else 0, requests[row].num_tokens + len(drafts[row]))
             for row, each in zip(rows, params)
         ]
         return draw(scaled, uniforms)

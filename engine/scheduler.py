@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from engine.batch import Batch, RequestUpdate, ScheduledRequest, StepRecord, StepResult
+from engine.batch import Batch, RequestUpdate, SampledTokens, ScheduledRequest, StepRecord, StepResult
 from engine.block_pool import BlockPool
 from engine.outcome import append_tokens, failure, length_limit, step_record
 from engine.request import FinishReason, Request
 from engine.request_queue import RequestQueue, sort_key
 from engine.scheduler_config import SchedulerConfig, SchedulerStats
+from engine.speculation import Proposer
 
 __all__ = ["RequestUpdate", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
@@ -27,11 +28,28 @@ class Scheduler:
     request that leaves (abort, preemption, failure) while a step is in flight is void in that step: `update`
     ignores what was drawn for it.
 
+    `runs_ahead`: count a token that is being drawn as known, so that its request runs in the step after as well; for an
+    executor that takes such tokens from the device. A guided request still waits for its token. What such a step
+    draws for a request that turns out to have ended is void.
+
+    `proposer`: guesses tokens; budget that is left over computes them beside the one that is known.
+
     Not thread-safe: call all methods between steps, from one thread.
     """
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        *,
+        runs_ahead: bool = False,
+        proposer: Proposer | None = None,
+    ) -> None:
         self.config = config
+        self._runs_ahead = runs_ahead
+        self._proposer = proposer
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
         self.pool = pool
         self._requests: dict[str, Request] = {}
         self._waiting = RequestQueue()
@@ -132,6 +150,8 @@ class Scheduler:
         else:
             # A longer stretch of a request ahead in line may have preempted one that was given its token above.
             singles = [scheduled for scheduled in singles if scheduled.request.block_table]
+        if self._proposer is not None:
+            budget = self._add_drafts(self._proposer, budget, singles, longer)
         assert budget >= 0
         assert len(self._running) <= self.config.max_num_seqs
         singles.extend(longer)
@@ -141,6 +161,10 @@ class Scheduler:
         self._retired.clear()
         self._void_in_flight[batch.step_id] = set()
         self._next_step_id += 1
+        if self._runs_ahead:
+            for scheduled in singles:
+                if scheduled.samples and not scheduled.draft and scheduled.request.sampling.guide is None:
+                    scheduled.request.num_pending_tokens += 1
         return batch
 
     def update(self, batch: Batch, result: StepResult) -> list[RequestUpdate]:
@@ -160,8 +184,16 @@ class Scheduler:
             request = scheduled.request
             if request in void:
                 continue
-            if sampled.error is not None or scheduled.samples != bool(sampled.token_ids):
+            if request.num_pending_tokens and scheduled.samples:
+                request.num_pending_tokens -= 1
+            if (
+                sampled.error is not None
+                or scheduled.samples != bool(sampled.token_ids)
+                or len(sampled.token_ids) > len(scheduled.draft) + 1
+            ):
                 update = failure(scheduled, sampled)
+            elif scheduled.draft:
+                update = self._take_verified(scheduled, sampled)
             else:
                 start = scheduled.start
                 end = start + scheduled.num_tokens
@@ -211,9 +243,49 @@ class Scheduler:
             prefix_query_tokens=self.pool.query_tokens,
             prefix_hit_tokens=self.pool.hit_tokens,
             preemptions=self._num_preemptions,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
             waiting_prefill_tokens=self._waiting.num_tokens + running_backlog,
             oldest_waiting_arrival_s=self._waiting.oldest_arrival_s(),
         )
+
+    def _add_drafts(
+        self, proposer: Proposer, budget: int, singles: list[ScheduledRequest], longer: list[ScheduledRequest]
+    ) -> int:
+        """Let decodes compute guessed tokens too, with budget and blocks that nobody else needs; returns what is left.
+
+        A guided request is left alone: its guide would have to follow the draft and come back.
+        """
+        plain: list[ScheduledRequest] = []
+        for scheduled in singles:
+            request = scheduled.request
+            # Of the tokens that are missing to its end the step draws one in any case.
+            most = min(budget, length_limit(request, self.config.max_model_len) - len(request.token_ids) - 1)
+            draft: tuple[int, ...] = ()
+            if most > 0 and scheduled.samples and scheduled.end == len(request.token_ids):
+                draft = () if request.sampling.guide is not None else proposer.propose(request, most)
+            end = scheduled.end + len(draft)
+            if not draft or not self.pool.grow(request, end):
+                plain.append(scheduled)
+                continue
+            request.num_computed_tokens = end
+            longer.append(ScheduledRequest(request, scheduled.start, 1 + len(draft), True, draft))
+            budget -= len(draft)
+        singles[:] = plain
+        return budget
+
+    def _take_verified(self, scheduled: ScheduledRequest, sampled: SampledTokens) -> RequestUpdate:
+        """Keep what the draft got right; the keys and values of wrong guesses will be overwritten."""
+        request, draft = scheduled.request, scheduled.draft
+        accepted = len(sampled.token_ids) - 1
+        update = append_tokens(request, sampled, self.config.max_model_len)
+        request.num_computed_tokens = len(request.token_ids) - 1
+        self.pool.publish(request, request.num_computed_tokens)
+        self._drafted_tokens += len(draft)
+        self._accepted_tokens += accepted
+        if self._proposer is not None:
+            self._proposer.verified(request, len(draft), accepted)
+        return update
 
     def reset_prefix_cache(self) -> None:
         self.pool.reset_prefix_cache()
@@ -232,8 +304,11 @@ class Scheduler:
             request = running[index]
             index += 1
             start = request.num_computed_tokens
-            num_uncomputed = len(request.token_ids) - start
+            num_uncomputed = len(request.token_ids) + request.num_pending_tokens - start
             if num_uncomputed == 1:
+                if request.num_pending_tokens and start + 1 >= length_limit(request, self.config.max_model_len):
+                    # The token in flight is its last.
+                    continue
                 if start < len(request.block_table) * block_size or self._make_room(request, start + 1):
                     request.num_computed_tokens = start + 1
                     singles.append(ScheduledRequest(request, start, 1, True))
@@ -293,6 +368,7 @@ class Scheduler:
         """Back to waiting with nothing computed; its published blocks make the second time cheap."""
         self._vacate(request)
         request.num_computed_tokens = 0
+        request.num_pending_tokens = 0
         request.num_preemptions += 1
         request.prefill_end = request.num_tokens
         self._num_preemptions += 1
@@ -315,7 +391,10 @@ class Scheduler:
             self.pool.free(request)
         else:
             self._vacate(request)
+        request.num_pending_tokens = 0
         request.finish_reason = reason
+        if self._proposer is not None:
+            self._proposer.forget(request)
         del self._requests[request.request_id]
 
     def _drop_finished(self) -> None:

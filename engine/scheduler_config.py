@@ -36,10 +36,11 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """A snapshot for metrics and controllers; the last four counters only rise.
+    """A snapshot for metrics and controllers; the counters from `prefix_query_tokens` on only rise.
 
     `waiting_prefill_tokens`: the backlog, tokens of waiting requests and of running prompts not yet computed.
-    `oldest_waiting_arrival_s`: monotonic seconds; `None` when no request waits.
+    `oldest_waiting_arrival_s`: monotonic seconds; `None` when no request waits. `drafted_tokens` were guessed and
+    computed, `accepted_tokens` of them were what the model drew.
     """
 
     running: int
@@ -51,3 +52,5 @@ class SchedulerStats:
     prefix_query_tokens: int
     prefix_hit_tokens: int
     preemptions: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

@@ -90,12 +90,20 @@ PREFIX_QUERIES = MetricSpec(
 PREFIX_HITS = MetricSpec(
     "gridserve_prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.", _MODEL
 )
+DRAFTED = MetricSpec(
+    "gridserve_spec_decode_draft_tokens_total", "counter", "Tokens guessed by speculative decoding.", _MODEL
+)
+ACCEPTED = MetricSpec(
+    "gridserve_spec_decode_accepted_tokens_total", "counter", "Guessed tokens that the model drew itself.", _MODEL
+)
 
 RECORDED = (
     HTTP_REQUESTS, REJECTED, FINISHED, PROMPT_TOKENS, GENERATION_TOKENS, TTFT, ITL, E2E, REQUEST_PROMPT_TOKENS,
     REQUEST_GENERATION_TOKENS, PARAMS_N, PARAMS_MAX_TOKENS,
 )  # fmt: skip
-SCRAPED = (IN_FLIGHT, ENGINE_READY, RUNNING, WAITING, KV_USAGE, PREEMPTIONS, PREFIX_QUERIES, PREFIX_HITS)
+SCRAPED = (
+    IN_FLIGHT, ENGINE_READY, RUNNING, WAITING, KV_USAGE, PREEMPTIONS, PREFIX_QUERIES, PREFIX_HITS, DRAFTED, ACCEPTED,
+)  # fmt: skip
 CATALOGUE = RECORDED + SCRAPED
 
 # Family names (counters without _total) and vLLM's (its docs, "Production Metrics").

@@ -37,6 +37,8 @@ class EngineCollector(Collector):
         yield self._family(catalogue.PREEMPTIONS, stats.preemptions)
         yield self._family(catalogue.PREFIX_QUERIES, stats.prefix_query_tokens)
         yield self._family(catalogue.PREFIX_HITS, stats.prefix_hit_tokens)
+        yield self._family(catalogue.DRAFTED, stats.drafted_tokens)
+        yield self._family(catalogue.ACCEPTED, stats.accepted_tokens)
 
     def _family(self, spec: MetricSpec, value: float) -> Metric:
         kind = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily

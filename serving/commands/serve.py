@@ -111,6 +111,22 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--deterministic", action="store_true", help="a request's tokens are the same whatever shares the batch; slower"
     )
+    engine.add_argument(
+        "--speculate",
+        default="off",
+        choices=("off", "ngram"),
+        help="guess tokens from a request's own text and verify them in one step; the text stays the same (%(default)s)",
+    )
+    engine.add_argument(
+        "--max-draft", type=int, default=4, metavar="TOKENS", help="guessed in a step for a request (%(default)s)"
+    )
+    engine.add_argument(
+        "--no-overlap",
+        dest="overlap",
+        action="store_const",
+        const=False,
+        help="on a GPU, wait for a step's tokens before planning the next",
+    )
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
 
 
@@ -248,6 +264,9 @@ def engine_config(arguments: argparse.Namespace, path: Path) -> EngineConfig:
         kv_dtype=arguments.kv_dtype,
         gpu_memory_fraction=arguments.gpu_memory_fraction,
         deterministic=arguments.deterministic,
+        overlap=arguments.overlap,
+        speculate=arguments.speculate,
+        max_draft=arguments.max_draft,
     )
 
 
