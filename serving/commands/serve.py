@@ -115,7 +115,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         "--speculate",
         default="off",
         choices=("off", "ngram"),
-        help="guess tokens from a request's own text and verify them in one step; the text stays the same (%(default)s)",
+        help="guess tokens from a request's own text, verify them in one step: same text, fewer steps (%(default)s)",
     )
     engine.add_argument(
         "--max-draft", type=int, default=4, metavar="TOKENS", help="guessed in a step for a request (%(default)s)"
