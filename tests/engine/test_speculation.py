@@ -185,10 +185,11 @@ def test_any_guess_gives_the_tokens_of_plain_decoding(seed, num_blocks, max_num_
         requests.append(Request(f"r{number}", prompt, params, float(number)))
         logprobs[requests[-1]] = []
         waiting.append(requests[-1])
-    for _ in range(2_000):
+    for number in range(2_000):
         if waiting and rng.random() < 0.3:
             engine.add(waiting.pop(0))
-        if rng.random() < 0.02:
+        # Later ones would hide a request that is stuck.
+        if number < 60 and rng.random() < 0.02:
             engine.abort([f"r{rng.randrange(8)}"])
         if not engine.has_work and not waiting:
             break
