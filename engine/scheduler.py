@@ -189,7 +189,7 @@ class Scheduler:
             if (
                 sampled.error is not None
                 or scheduled.samples != bool(sampled.token_ids)
-                or len(sampled.token_ids) > len(scheduled.draft) + 1
+                or (scheduled.draft and len(sampled.token_ids) > len(scheduled.draft) + 1)
             ):
                 update = failure(scheduled, sampled)
             elif scheduled.draft:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.batch import Batch, SampledTokens, ScheduledRequest
+from engine.batch import Batch, SampledTokens, ScheduledRequest, TokenLogprobs
 from engine.request import Request
 
 
@@ -140,7 +140,7 @@ def accepted_tokens(draft: Sequence[int], drawn: Sequence[SampledTokens]) -> Sam
     the wrong text and is dropped, and so is an error there.
     """
     token_ids: list[int] = []
-    logprobs = []
+    logprobs: list[TokenLogprobs] = []
     for index, each in enumerate(drawn):
         if each.error is not None:
             # A sound token before it stands; the next step meets the error again at its own position.
