@@ -245,9 +245,9 @@ def logits_of(decoder: Decoder, prompt: tuple[int, ...]) -> torch.Tensor:
     seen = []
 
     class Looking(Sampler):
-        def sample(self, logits, requests):
+        def sample(self, logits, requests, drafts=None):
             seen.append(logits.clone())
-            return super().sample(logits, requests)
+            return super().sample(logits, requests, drafts)
 
     caches = allocate_kv_caches(2, 8, 2, BLOCK_SIZE, 32, torch.bfloat16, CPU)
     request = Request("one", prompt, SamplingParams(max_tokens=1, temperature=0.0), 0.0)
