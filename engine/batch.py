@@ -1,15 +1,19 @@
-"""One step of the engine as plain data: what to run, what came back, and the record it leaves."""
+"""One step of the engine as plain data: what to run, what came back, and the record it leaves.
+
+What is made for every request of every step is a msgspec struct: it takes a fraction of a frozen dataclass's time.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from engine.request import FinishReason, Request
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(Struct, frozen=True):
     """Tokens `start .. start + num_tokens` of `request.token_ids` run in this step.
 
     `samples` is true when the last known token is among them, so that the step draws a new one. The last
@@ -55,16 +59,14 @@ class Batch:
         return sum(scheduled.num_tokens for scheduled in self.requests)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class TokenLogprobs(Struct, frozen=True):
     """Log-probability (natural) of the drawn token, and the `top` most likely as (token id, log-probability)."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
+class SampledTokens(Struct, frozen=True):
     """What one scheduled request drew in a step: usually one token; several under speculation; none mid-prefill.
 
     `error` set: this request failed alone (for example its grammar), the others are sound.
@@ -84,8 +86,7 @@ class StepResult:
     ended_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class RequestUpdate:
+class RequestUpdate(Struct, frozen=True):
     """What a step meant for one request: the tokens it gained, or how it ended.
 
     `token_ids` includes the token that stopped it; `error` says what went wrong when `finish_reason` is `ERROR`.
@@ -118,8 +119,7 @@ class LaunchingExecutor(Executor, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class RequestWork:
+class RequestWork(Struct, frozen=True):
     """Share of one request in a step, as attribution needs it.
 
     `kv_tokens_read`: positions its queries attended to, each counted once however many queries of the step read it.
