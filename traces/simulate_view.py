@@ -33,7 +33,9 @@ class ViewTracker:
         self._phase = Phase.IDLE
         self._arrivals: deque[tuple[float, float]] = deque()
         self._steps: deque[tuple[float, float, int]] = deque()
-        self._answers: deque[int] = deque(maxlen=500)
+        self._drawn: deque[tuple[float, int]] = deque()
+        self._drawn_tokens = 0
+        self._finished: deque[float] = deque()
         self._ttfts: deque[tuple[float, float]] = deque()
         self._tpots: deque[tuple[float, float]] = deque()
         self._started_s: float | None = None
@@ -49,6 +51,7 @@ class ViewTracker:
         """`kv_tokens`: read by the requests that drew a token from a decode."""
         self._running, self._kv_tokens = work.decode_sequences, kv_tokens
         self._steps.append((ended_s, ended_s - started_s, work.prefill_tokens))
+        self._draw(ended_s, work.decode_sequences)
         decoding = work.decode_sequences > 0
         mixed = decoding and work.prefill_tokens
         self._phase = Phase.MIXED if mixed else Phase.DECODE if decoding else Phase.PREFILL
@@ -58,21 +61,37 @@ class ViewTracker:
         append = self._steps.append
         for ended_s, seconds in zip(run.ends_s, run.durations_s):
             append((ended_s, seconds, 0))
+            self._draw(ended_s, sequences)
         self._phase = Phase.DECODE
 
     def first_token(self, request: SimulatedRequest, time_s: float) -> None:
         if self._backlog.pop(request, _ABSENT) is None:
+            self._draw(time_s, 1)
             self._ttfts.append((time_s, time_s - request.arrival_s))
 
     def finish(self, request: SimulatedRequest, time_s: float) -> None:
         self._resident -= 1
         drawn = request.num_output_tokens
-        self._answers.append(drawn)
+        if drawn:
+            self._finished.append(time_s)
         if drawn > 1 and request.first_s is not None:
             self._tpots.append((time_s, (time_s - request.first_s) / (drawn - 1)))
         if not self._resident:
             self._running = self._kv_tokens = 0
             self._phase = Phase.IDLE
+
+    def _draw(self, time_s: float, tokens: int) -> None:
+        self._drawn.append((time_s, tokens))
+        self._drawn_tokens += tokens
+
+    def _mean_answer(self, now_s: float) -> float | None:
+        """As `EngineTracker` has it: tokens drawn over answers finished, in the window."""
+        drawn, finished, earliest_s = self._drawn, self._finished, now_s - RATE_WINDOW_S
+        while drawn and drawn[0][0] < earliest_s:
+            self._drawn_tokens -= drawn.popleft()[1]
+        while finished and finished[0] < earliest_s:
+            finished.popleft()
+        return self._drawn_tokens / len(finished) if len(finished) >= MIN_ANSWERS else None
 
     def view(self, now_s: float) -> EngineView | None:
         """`None` before the first request: nothing is known yet."""
@@ -88,8 +107,7 @@ class ViewTracker:
                 recent.popleft()
         span = max(1.0, min(RATE_WINDOW_S, now_s - self._started_s))
         prompts = [tokens for _, tokens in self._arrivals]
-        answers = self._answers
-        mean_answer = sum(answers) / len(answers) if len(answers) >= MIN_ANSWERS else None
+        mean_answer = self._mean_answer(now_s)
         count = len(self._steps)
         total_s, tokens = 0.0, 0
         for _, seconds, prompt_tokens in self._steps:

@@ -130,8 +130,9 @@ def test_jumping_is_exact_for_any_load_and_pool(seed, rate, blocks):
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
-    same(run(), run())
-    assert run(seed=1).result.device.energy_j != run().result.device.energy_j
+    # A seed draws the latency of each change of the clock, and this governor changes it often.
+    same(run("phase_aware"), run("phase_aware"))
+    assert run("phase_aware", seed=1).result.device.energy_j != run("phase_aware").result.device.energy_j
 
 
 @pytest.mark.parametrize("governor", GOVERNORS)
@@ -244,20 +245,27 @@ def test_the_ledger_shares_as_the_attributor_does():
     idle_w = twin.idle_power_w(active=True)
     attributor = Attributor(meter, WorkModel.of(twin.gpu, twin.shape), IdleBaseline(configured_w=idle_w))
     now, counter = 0.0, 0.0
+
+    def look(time_s, energy_j, power_w):
+        """A counter moves somewhere between two looks: with one just before, at the end of the step."""
+        attributor.on_sample(EnergySample(time_s - 1e-10, counter, power_w))
+        attributor.on_sample(EnergySample(time_s, energy_j, power_w))
+
     attributor.on_sample(EnergySample(now, counter, idle_w))
     for started, ended, work, joules in steps:
         if started > now:
+            look(started, counter + idle_w * (started - now), idle_w)
             counter += idle_w * (started - now)
-            attributor.on_sample(EnergySample(started, counter, idle_w))
         for share in work:
             attributor.admit(share.request_id, started)
         attributor.on_step(started, ended, work)
+        look(ended, counter + joules, joules / (ended - started))
         counter += joules
-        attributor.on_sample(EnergySample(ended, counter, joules / (ended - started)))
         now = ended
         for request_id, (_, left) in lives.items():
             if left == ended:
                 attributor.retire(request_id, ended)
+    look(now + 0.1, counter + 0.1 * idle_w, idle_w)
     found = {figure.request_id: figure for figure in attributor.settled()}
     assert found.keys() == booked.keys()
     for request_id, (prefill_j, decode_j, idle_j) in booked.items():
