@@ -32,7 +32,7 @@ class SloSlackGovernor:
     twin: Twin
     bounds: Bounds = field(default_factory=Bounds)
     stability: Stability = field(default_factory=Stability)
-    margin: float = 0.6
+    margin: float = 0.65
     guard: float = 0.97
     lost: float = 1.1
     guard_s: float = 5.0

@@ -38,7 +38,7 @@ class StaticSettings(Section):
 
 
 class SloSlackSettings(Section):
-    margin: Fraction = 0.6
+    margin: Fraction = 0.65
     """Share of the SLO a prediction may use."""
     guard: Fraction = 0.97
     """Share of the SLO at which a measured latency raises the caution, and a waiting request ends the slack."""
