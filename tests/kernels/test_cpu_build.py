@@ -103,5 +103,5 @@ def test_unknown_mode_is_refused(monkeypatch):
     from kernels.cpu.library import _load
 
     monkeypatch.setenv("GRIDSERVE_CPU_KERNELS", "fast")
-    with pytest.raises(ValueError, match="auto or torch"):
+    with pytest.raises(ValueError, match="auto, torch or triton"):
         _load.__wrapped__()
