@@ -100,8 +100,13 @@ def test_sources_flags_and_cpu_name_the_library(monkeypatch):
 
 
 def test_unknown_mode_is_refused(monkeypatch):
+    from kernels.backend import cpu_mode
     from kernels.cpu.library import _load
 
     monkeypatch.setenv("GRIDSERVE_CPU_KERNELS", "fast")
-    with pytest.raises(ValueError, match="auto, torch or triton"):
-        _load.__wrapped__()
+    cpu_mode.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="auto, torch or triton"):
+            _load.__wrapped__()
+    finally:
+        cpu_mode.cache_clear()
