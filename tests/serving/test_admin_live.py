@@ -151,7 +151,7 @@ def test_powerd_is_a_process_of_its_own_and_its_clocks_reach_the_engine(up: Up) 
 
 def test_each_process_killed_comes_back_and_leaves_no_clock_behind(up: Up) -> None:
     identity = up.ask().json()["id"]
-    until(lambda: up.get("/api/v1/requests")["requests"], "a row")
+    until(lambda: identity in [row["request_id"] for row in up.get("/api/v1/requests")["requests"]], "its row")
     until(lambda: registers(up)["lock_max_mhz"] is not None, "a lock")
     before = child(up, "power.powerd")
     before.kill()
