@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
 
@@ -375,7 +374,7 @@ def evaluator_of(
                     high=relative + reach if relative is not None else None,
                 )
             )
-    runs = [convert(asdict(run), schema.EvaluatorRunState) for run in reversed(evaluator.runs)]
+    runs = list(reversed(evaluator.runs))
     earliest = min((run.started_unix_s for run in runs), default=math.inf)
     for row in past:
         with contextlib.suppress(ValidationError):

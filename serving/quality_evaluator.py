@@ -12,7 +12,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from carbon.evaluator.prompt_file import read_prompts
 from carbon.evaluator.retention import KeptPrompt
 from carbon.evaluator.run import EvaluationPlan, EvaluationResult, evaluate
 from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision, SproutSchedule
+from serving.admin_schema import EvaluatorRunState
 from serving.bodies import parse_body
 from serving.chat import complete_chat
 from serving.control_plane import ControlPlane
@@ -41,32 +41,6 @@ logger = logging.getLogger(__name__)
 MAX_RUNS = 50
 BUSY_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Waits before a request that the server refused for lack of room is sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluatorRun:
-    """A finished run. `judge_joules`, `judge_grams`: as far as the judge's endpoint reports them; None where a call of
-    it did not. The same of the answers judged."""
-
-    started_unix_s: float
-    finished_unix_s: float
-    reason: str
-    judge: str
-    judged: int
-    verdicts: dict[str, str]
-    ended_by: str
-    generations: int
-    joules: float | None
-    grams: float | None
-    judge_calls: int
-    judge_joules: float | None
-    judge_grams: float | None
-    judge_cost: float
-    failures: int
-    inconsistent: int
-    unreadable: int
-    spared: int
-    error: str | None = None
 
 
 class ServedEndpoint:
@@ -118,8 +92,8 @@ class QualityEvaluator:
         self._keeper = keeper
         self._folder = folder
         self._busy = asyncio.Lock()
-        self._begun: asyncio.Task[EvaluatorRun] | None = None
-        self.runs: deque[EvaluatorRun] = deque(maxlen=MAX_RUNS)
+        self._begun: asyncio.Task[EvaluatorRunState] | None = None
+        self.runs: deque[EvaluatorRunState] = deque(maxlen=MAX_RUNS)
         self.waiting_for: str | None = None
         """Why a run that is due does not begin; None while none is due or one runs."""
 
@@ -174,7 +148,7 @@ class QualityEvaluator:
             self._begun.cancel()
             await asyncio.gather(self._begun, return_exceptions=True)
 
-    async def run(self, reason: str, actor: str) -> EvaluatorRun:
+    async def run(self, reason: str, actor: str) -> EvaluatorRunState:
         """Judge now. Raises `ValueError` where there is nothing to judge; a failing run is on record and returned."""
         control, plane = self._control, self._control.carbon
         evaluator = control.evaluator
@@ -212,7 +186,7 @@ class QualityEvaluator:
             actor,
             asked={"reason": reason, "judge": evaluator.judge, "classes": {k: len(v) for k, v in prompts.items()}},
             result="failed" if error else "finished",
-            inputs=asdict(done),
+            inputs=msgspec.to_builtins(done),
             reason=error or done.ended_by,
         )
         await asyncio.to_thread(control.save_learned)
@@ -254,9 +228,9 @@ def _run_of(
     reason: str,
     error: str | None,
     ids: Sequence[str],
-) -> EvaluatorRun:
+) -> EvaluatorRunState:
     cost, judging = result.cost, judge.cost if isinstance(judge, ModelJudge) else JudgeCost()
-    return EvaluatorRun(
+    return EvaluatorRunState(
         started_unix_s=began_unix_s,
         finished_unix_s=time.time(),
         reason=reason,
