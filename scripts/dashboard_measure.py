@@ -15,9 +15,6 @@ import contextlib
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +24,7 @@ from typing import Any
 import httpx
 import numpy as np
 from dashboard_browser import at, browser, dashboard, emulated_api, outside
+from live_server import SIMULATED, LiveServer
 from playwright.sync_api import Browser, CDPSession
 
 TOKEN = "a-token-of-the-measurement"  # noqa: S105 - of a server that lives for this run
@@ -100,28 +98,20 @@ def long_range(page: Any) -> float:
 
 
 @contextlib.contextmanager
-def server(model: str) -> Iterator[tuple[str, str]]:
-    """(inference URL, admin URL) of a server with policy, ledger and a simulated device."""
+def server(model: str) -> Iterator[LiveServer]:
+    """One with policy, ledger and a simulated device; it observes, so that no clock slows it down."""
     from serving.up import working_copy
 
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder, "policy.yaml")
         policy.write_text(working_copy().replace("mode: enforce", "mode: observe"), encoding="utf-8")
-        command = [sys.executable, "-m", "serving.cli", "serve", "--model", model, "--port", "0", "--admin-port", "0"]
-        command += ["--policy", str(policy), "--ledger", f"{folder}/ledger", "--device", "simulated:h100-sxm"]
-        command += ["--threads", "1", "--max-model-len", "2048"]
-        environment = os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
-        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        said = ""
-        assert started.stdout is not None
-        while "gridserve serves" not in said and (line := started.stdout.readline()):
-            said += line
+        options = ["--model", model, "--policy", str(policy), "--ledger", f"{folder}/ledger", "--device", SIMULATED]
+        options += ["--threads", "1", "--max-model-len", "2048"]
+        started = LiveServer("serve", *options, ready="gridserve serves", token=TOKEN)
         try:
-            yield re.findall(r"at (http://\S+)/v1", said)[0], re.findall(r"admin API at (http://[^\s,]+)", said)[0]
+            yield started
         finally:
-            started.terminate()
-            started.wait(30)
-            started.stdout.close()
+            started.stop()
 
 
 def latencies(url: str, requests: int) -> list[float]:
@@ -179,10 +169,10 @@ def main() -> None:
             chromium = stack.enter_context(browser())
             found |= measure_browser(chromium, link, arguments.seconds)
         else:
-            url, admin = stack.enter_context(server(arguments.model))
-            link = stack.enter_context(dashboard(admin, url, TOKEN))
+            live = stack.enter_context(server(arguments.model))
+            link = stack.enter_context(dashboard(live.admin, live.url, TOKEN))
             chromium = stack.enter_context(browser())
-            found |= measure_inference(chromium, link, url, arguments.requests, arguments.rounds)
+            found |= measure_inference(chromium, link, live.url, arguments.requests, arguments.rounds)
     print(json.dumps(found, indent=2))
 
 
