@@ -157,7 +157,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "Seeds": count(run.seeds),
             "Kind": str(run.figures.get("kind", UNKNOWN)),
             "Model": str(run.figures.get("model_id", UNKNOWN)),
-            "Completed": number(run.value("completed"), digits=6),
+            "Completed": count(run.value("completed")),
             "Output tok/s": number(run.value("output_throughput"), digits=4),
             "TTFT p99 (ms)": number(run.value("p99_ttft_ms"), digits=4),
             "TPOT p99 (ms)": number(run.value("p99_tpot_ms"), digits=4),

@@ -96,7 +96,8 @@ def _ttft(state: State) -> Tile:
     """p95 at a glance; the SLO of a policy is one of p99, so p99 stands beside it and decides whether it is held."""
     latency = state.latency
     tail, slo = latency.ttft_p99_s, latency.slo_ttft_s
-    against = f"p99 {seconds(tail)}, " + (f"SLO {seconds(slo)}" if slo is not None else "no SLO set")
+    limit = "no SLO set" if slo is None else "SLO " + seconds(slo).replace(".00 ", " ")
+    against = f"p99 {seconds(tail)}, {limit}"
     text = (
         "Time to the first token, 95th percentile of requests finished in the last minute. The policy's SLO is for the "
         "99th: the tile warns when that one is beyond it."

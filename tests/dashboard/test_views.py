@@ -162,7 +162,7 @@ def test_ttft_is_shown_at_p95_and_judged_at_the_percentile_of_the_slo():
         return overview.tiles(fresh(msgspec.structs.replace(state(), latency=latency)))[3]
 
     held = tile(0.4, 0.9)
-    assert (held.label, held.value, held.against, held.bad) == ("TTFT p95", "400 ms", "p99 900 ms, SLO 1.00 s", False)
+    assert (held.label, held.value, held.against, held.bad) == ("TTFT p95", "400 ms", "p99 900 ms, SLO 1 s", False)
     assert tile(0.9, 1.1).bad
     assert tile(None, None).value == UNKNOWN
 
@@ -227,6 +227,16 @@ def test_the_window_moves_and_new_points_replace_old_ones():
     new = pd.DataFrame({"x": [30.0, 40.0]}, index=[(now - 1) * 1000, now * 1000])
     assert merge(old, new, now)["x"].tolist() == [2.0, 30.0, 40.0]
     assert merge(old, pd.DataFrame(), now)["x"].tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(("limit", "seen"), [(0.9, True), (4.0, True), (40.0, False)])
+def test_a_limit_stretches_its_axis_unless_it_would_flatten_the_data(limit, seen):
+    frame = pd.DataFrame({"ttft": [0.4, 0.5]}, index=pd.Index([1000, 2000], name="t"))
+    panel = Panel("TTFT", "s", [Line("p95", "#000", "ttft")], limit=("SLO", limit))
+    option = stack(frame, [panel], (0.0, 3000.0), LIGHT)
+    (guides,) = [series for series in option["series"] if "markLine" in series]
+    assert guides["markLine"]["data"][0]["yAxis"] == limit
+    assert guides["data"] == ([[0.0, limit]] if seen else [])
 
 
 def test_policy_mode_is_set_in_the_text_and_nowhere_else():
