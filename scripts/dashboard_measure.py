@@ -21,9 +21,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import psutil
 from dashboard_browser import at, browser, dashboard, emulated_api, outside
 from live_server import SIMULATED, LiveServer
 from numpy.typing import NDArray
@@ -37,6 +39,26 @@ Latencies = NDArray[np.float64]
 def metrics(session: CDPSession) -> dict[str, float]:
     session.send("HeapProfiler.collectGarbage")
     return {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+
+
+class CpuShare:
+    """Processor time of the dashboard's process, in cores, since this was made."""
+
+    def __init__(self, link: str) -> None:
+        port = urlsplit(link).port
+        (self._process,) = (
+            child
+            for child in psutil.Process().children(recursive=True)
+            if any(at.laddr.port == port and at.status == psutil.CONN_LISTEN for at in child.net_connections())
+        )
+        self._spent_s, self._began_s = self._total_s(), time.monotonic()
+
+    def _total_s(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+    def __call__(self) -> float:
+        return round((self._total_s() - self._spent_s) / (time.monotonic() - self._began_s), 3)
 
 
 def first_paint(chromium: Browser, link: str) -> float:
@@ -62,13 +84,14 @@ def measure_browser(chromium: Browser, link: str, seconds: float) -> dict[str, A
     # CPU time of the main thread, so that what else the machine does is not counted.
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.wait_for_timeout(8000)
-    samples, at_s = [metrics(session)], [time.monotonic()]
+    samples, at_s, cpu = [metrics(session)], [time.monotonic()], CpuShare(link)
     for _ in range(10):
         page.wait_for_timeout(seconds * 100)
         samples.append(metrics(session))
         at_s.append(time.monotonic())
     first, last = samples[0], samples[-1]
     busy = (last["TaskDuration"] - first["TaskDuration"]) / (at_s[-1] - at_s[0])
+    cpu_share = cpu()
     heap_mb = [each["JSHeapUsedSize"] / 1e6 for each in samples]
     ranges = [long_range(page) for _ in range(3)]
     context.close()
@@ -76,6 +99,7 @@ def measure_browser(chromium: Browser, link: str, seconds: float) -> dict[str, A
         "seconds": seconds,
         "first_useful_paint_s": {"first": round(paints[0], 2), "later": [round(each, 2) for each in paints[1:]]},
         "main_thread_cpu_share": round(busy, 3),
+        "dashboard_process_cpu_share": cpu_share,
         "heap_mb": [round(each, 1) for each in heap_mb],
         "heap_mb_per_10_min": round(float(np.polyfit(at_s, heap_mb, 1)[0]) * 600, 2),
         "dom_nodes": [int(first["Nodes"]), int(last["Nodes"])],
@@ -171,9 +195,9 @@ def measure_inference(chromium: Browser, link: str, url: str, requests: int, rou
     latencies(url, 10)
     sessions = Sessions(chromium, link)
     sessions.open()
-    before, began = sessions.frames(), time.monotonic()
+    before, began, cpu = sessions.frames(), time.monotonic(), CpuShare(link)
     time.sleep(5)
-    idle_rate = (sessions.frames() - before) / (time.monotonic() - began)
+    idle_rate, cpu_share = (sessions.frames() - before) / (time.monotonic() - began), cpu()
     found: dict[bool, list[float]] = {False: [], True: []}
     rates = []
     is_open = True
@@ -194,6 +218,7 @@ def measure_inference(chromium: Browser, link: str, url: str, requests: int, rou
         "p50_change": round(float(np.median(beside) / np.median(alone)) - 1, 4),
         "p95_change": round(float(np.percentile(beside, 95) / np.percentile(alone, 95)) - 1, 4),
         "p95_change_90_percent_interval": interval(alone, beside),
+        "dashboard_process_cpu_share": cpu_share,
         "frames_per_s": {"without_requests": round(idle_rate, 1), "with_requests": [round(each, 1) for each in rates]},
     }
 

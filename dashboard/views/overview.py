@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from dashboard.schema_carbon import CarbonState
@@ -290,7 +291,7 @@ def _latency_panel(frame: pd.DataFrame, state: State, colours: Palette) -> Panel
 
 
 def is_known(frame: pd.DataFrame, column: str) -> bool:
-    return column in frame.columns and bool(frame[column].notna().any())
+    return column in frame.columns and not np.isnan(frame[column].to_numpy()).all()
 
 
 def of_latency(state: State) -> Origin:
