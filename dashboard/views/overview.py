@@ -18,6 +18,7 @@ from dashboard.views.origin import DataState, Origin, missing, of_intensity, of_
 from dashboard.views.palette import Palette
 
 MAX_DEVICES_DRAWN = 4
+PANELS = 4
 MAX_MARKS = 40
 
 
