@@ -6,8 +6,8 @@
 `browser` measures against an emulated admin API, whose series are full from the start. `inference` starts a server on
 the CPU with a simulated device and the embedded model; rounds without and with sessions take turns. Its browser, which
 in operation runs on the operators' machines, gets only processor time that nobody else wants (`--browser-nice`);
-`frames_per_s` shows whether the pages tick all the same. One JSON object is printed. Run it on a quiet
-machine.
+`--undrawn` takes the drawing out too. `frames_per_s` shows whether the pages tick all the same. One JSON object is
+printed. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -166,11 +166,14 @@ window.WebSocket = class extends window.WebSocket {
 class Sessions:
     """Three browser tabs: on the overview between `open` and `close`, on an empty page otherwise."""
 
-    def __init__(self, chromium: Browser, link: str) -> None:
+    def __init__(self, chromium: Browser, link: str, drawn: bool) -> None:
         self._link = at(link, "overview")
+        self._sign = CANVAS if drawn else "[data-testid=stMetricValue]"
         self.pages: list[Page] = []
         for _ in range(3):
             page = chromium.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+            if not drawn:
+                page.route("**/EChartsChart*.js", lambda route: route.abort())
             page.add_init_script(COUNT_FRAMES)
             self.pages.append(page)
 
@@ -178,7 +181,7 @@ class Sessions:
         for page in self.pages:
             page.goto(self._link)
         for page in self.pages:
-            page.locator(CANVAS).first.wait_for(timeout=60_000)
+            page.locator(self._sign).first.wait_for(timeout=60_000)
         time.sleep(2)
 
     def close(self) -> None:
@@ -191,10 +194,12 @@ class Sessions:
         return sum(int(page.evaluate("window.framesSeen")) for page in self.pages)
 
 
-def measure_inference(chromium: Browser, link: str, url: str, requests: int, rounds: int) -> dict[str, Any]:
+def measure_inference(
+    chromium: Browser, link: str, url: str, requests: int, rounds: int, drawn: bool
+) -> dict[str, Any]:
     """Rounds without and with sessions, in the order ABBA..., so that a drift of the machine hits both."""
     latencies(url, 10)
-    sessions = Sessions(chromium, link)
+    sessions = Sessions(chromium, link, drawn)
     sessions.open()
     before, began, cpu = sessions.frames(), time.monotonic(), CpuShare(link)
     time.sleep(5)
@@ -213,6 +218,7 @@ def measure_inference(chromium: Browser, link: str, url: str, requests: int, rou
             rates.append((sessions.frames() - before) / (time.monotonic() - began))
     alone, beside = np.array(found[False]), np.array(found[True])
     return {
+        "browsers_draw_charts": drawn,
         "requests_each_way": len(alone),
         "p50_ms": [round(1000 * float(np.median(each)), 1) for each in (alone, beside)],
         "p95_ms": [round(1000 * float(np.percentile(each, 95)), 1) for each in (alone, beside)],
@@ -241,6 +247,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=60, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--browser-nice", type=int, default=19, help="of the browser with inference (%(default)s)")
+    parser.add_argument(
+        "--undrawn", action="store_true", help="the browser gets all of the charts' data and draws none of them"
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "date": time.strftime("%F")}
@@ -254,7 +263,9 @@ def main() -> None:
             live = stack.enter_context(server(arguments.model))
             link = stack.enter_context(dashboard(live.admin, live.url, TOKEN))
             chromium = stack.enter_context(browser(arguments.browser_nice))
-            found |= measure_inference(chromium, link, live.url, arguments.requests, arguments.rounds)
+            found |= measure_inference(
+                chromium, link, live.url, arguments.requests, arguments.rounds, not arguments.undrawn
+            )
     print(json.dumps(found, indent=2))
 
 
