@@ -17,6 +17,7 @@ from serving.bodies import read_body
 from serving.chat import check_chat, complete_chat, stream_chat
 from serving.completions import check_completion, complete, stream_completion
 from serving.edge import Edge
+from serving.http_server import NO_TELEMETRY
 from serving.openai_errors import ApiError, ErrorResponse, ModelNotFoundError
 from serving.openai_requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from serving.openapi_document import Responses, answers, build_document, json_of, takes
@@ -37,6 +38,7 @@ def create_app(service: InferenceService, settings: ApiSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry=NO_TELEMETRY,
         redirect_slashes=False,
     )
     app.include_router(_open_router(service))

@@ -19,6 +19,7 @@ from serving.openai_requests import ChatCompletionRequest
 from serving.openai_responses import EnergyUsage
 from serving.service import Run
 from serving.steering import Steering
+from serving.trace_context import RequestTrace
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class RequestLife:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that has ended, before its energy is known."""
+    """A request that has ended, before its energy is known. `queue_s`: from its arrival to the start of the engine's
+    first step with it; None when no step ran it. `trace`: where requests are traced."""
 
     request_id: str
     generation_ids: tuple[str, ...]
@@ -85,6 +87,7 @@ class Finished:
     completion_tokens: int
     cached_tokens: int
     choices: int
+    queue_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float
@@ -93,6 +96,7 @@ class Finished:
     policy_mode: str | None
     prompt_text: str | None = None
     answer_text: str | None = None
+    trace: RequestTrace | None = None
 
 
 OnSettled = Callable[[Finished, EnergyUsage | None], None]
@@ -166,9 +170,16 @@ class RequestLog:
 
 
 def finished_of(
-    run: Run, life: RequestLife, status: int, policy_mode: str | None, ended_s: float, with_text: bool
+    run: Run,
+    life: RequestLife,
+    status: int,
+    policy_mode: str | None,
+    ended_s: float,
+    with_text: bool,
+    first_step_s: float | None = None,
+    trace: RequestTrace | None = None,
 ) -> Finished:
-    """What is to be kept of a run that has ended now. `ended_s`: monotonic."""
+    """What is to be kept of a run that has ended now. `ended_s`, `first_step_s`: monotonic."""
     body, caller, count, wall_s = run.body, run.caller, run.count, time.time()
     first_s, e2e_s = life.first_s, ended_s - caller.arrival_s
     is_chat = isinstance(body, ChatCompletionRequest)
@@ -188,6 +199,7 @@ def finished_of(
         completion_tokens=count.completion_tokens,
         cached_tokens=count.usage().prompt_tokens_details.cached_tokens,
         choices=len(run.generations),
+        queue_s=max(0.0, first_step_s - caller.arrival_s) if first_step_s is not None else None,
         ttft_s=first_s - caller.arrival_s if first_s is not None else None,
         tpot_s=life.tpot_s,
         e2e_s=e2e_s,
@@ -200,6 +212,7 @@ def finished_of(
         policy_mode=policy_mode,
         prompt_text=_prompt_text(run) if with_text else None,
         answer_text="".join(life.answer) if with_text and life.answer is not None else None,
+        trace=trace,
     )
 
 
@@ -235,6 +248,7 @@ def row_of(finished: Finished, usage: EnergyUsage | None, basis: str | None, bou
         completion_tokens=finished.completion_tokens,
         cached_tokens=finished.cached_tokens,
         choices=finished.choices,
+        queue_s=finished.queue_s,
         ttft_s=finished.ttft_s,
         tpot_s=finished.tpot_s,
         e2e_s=finished.e2e_s,
