@@ -20,9 +20,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from carbon.accounting import RequestEnergy, RequestFootprint, footprint
 from carbon.band_evidence import BandEvidence
 from carbon.budget_books import BudgetBooks
@@ -40,14 +37,13 @@ from carbon.evaluator.run import EvaluationResult
 from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision, SproutSchedule
 from carbon.feed_chain import FeedChain
 from carbon.intensity import IntensityReading, Tier
+from carbon.plan_values import ClassState, MixPlan, PlanSettings, Snapshot, Strategy
 from carbon.plane_values import DirectiveDecision, Outcome, PlaneSettings, Tenant
-from carbon.planner import ClassState, MixPlan, PlanSettings, Snapshot, Strategy, class_states, make_plan
+from carbon.planner import class_states, make_plan
 from carbon.prompt_bands import BandModel
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
 from carbon.quality_book import QualityBook
 from carbon.tenant_budget import BudgetState, OnHard, TenantAccount
-
-Array = NDArray[np.float64]
 
 WINDOW = timedelta(days=30)
 HORIZON_H = 72
