@@ -10,9 +10,7 @@ from engine.request import SamplingParams
 
 MAX_TRACESTATE_CHARS = 512
 # W3C Trace Context, section 3.2: version ff and ids of zeros alone are invalid; a later version may append fields.
-_TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{1,64})?"
-)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{1,64})?")
 
 
 @dataclass(frozen=True, slots=True)
