@@ -41,8 +41,9 @@ def create_app(service: InferenceService, settings: ApiSettings) -> FastAPI:
         telemetry=NO_TELEMETRY,
         redirect_slashes=False,
     )
-    app.include_router(_open_router(service))
+    # Routes are tried in this order: generation first.
     app.include_router(_inference_router(service, settings))
+    app.include_router(_open_router(service))
     app.include_router(_metrics_router(service, settings))
     app.include_router(_document_router(app, settings))
     app.add_middleware(Edge, settings=settings, metrics=service.metrics)
