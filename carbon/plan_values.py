@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -62,6 +62,11 @@ class PlanSettings:
     def policy(self) -> ClassedPolicy:
         return ClassedPolicy(self.tolerance, self.quality_floor, self.confidence)
 
+    def with_floor(self, floor: float) -> PlanSettings:
+        """The same for a tenant that was promised `floor` of L0's quality in every class."""
+        target = max(self.target, floor)
+        return replace(self, quality_floor=floor, class_floor=floor, target=target, floors={})
+
 
 @dataclass(frozen=True, slots=True)
 class ClassState:
@@ -78,15 +83,17 @@ class ClassState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours;
-    `served`, `spent_g`, `hours_left`: requests by key and level, grams, and what remains of the budget's window.
-    `requests_per_h_and_weight`: what a unit of the classes' weight means in arrivals."""
+    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours, which
+    begin at `ahead_starts` where that is told; `served`, `spent_g`, `hours_left`: requests by key and level, grams, and
+    what remains of the budget's window. `requests_per_h_and_weight`: what a unit of the classes' weight means in
+    arrivals."""
 
     now: datetime
     reading: IntensityReading
     classes: tuple[ClassState, ...]
     window: tuple[float, ...] = ()
     ahead: tuple[float, ...] = ()
+    ahead_starts: tuple[datetime, ...] = ()
     embodied_g_per_s: float = 0.0
     served: Mapping[str, Array] = field(default_factory=dict)
     spent_g: float = 0.0
@@ -97,7 +104,8 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class MixPlan:
     """`mixes` by key. `saving`, `static_saving`: expected share of L0's grams saved by the plan and by a static mix of
-    equal quality, None where there is nothing to weigh. `notes`: what could not be done as asked."""
+    equal quality, None where there is nothing to weigh. `notes`: what could not be done as asked. `hourly_saving`: of
+    a budget, which is planned over now and the hours ahead; empty for every other strategy."""
 
     made_at: datetime
     strategy: Strategy
@@ -108,3 +116,4 @@ class MixPlan:
     saving: float | None
     static_saving: float | None
     notes: tuple[str, ...] = ()
+    hourly_saving: tuple[float, ...] = ()

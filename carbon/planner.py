@@ -243,6 +243,7 @@ def _budgeted(snapshot: Snapshot, settings: PlanSettings, price: float, notes: l
         1.0 - plan.grams / base if base > 0.0 else None,
         static,
         tuple(notes),
+        _hourly_saving(plan.x, grams, volumes),
     )
 
 
@@ -289,6 +290,13 @@ def _within_grams(snapshot: Snapshot, settings: PlanSettings, grams: Array, volu
         budget_g=allowed_g,
         class_floor=_class_floors(names, settings),
     )
+
+
+def _hourly_saving(x: Array, grams: Array, volumes: Array) -> tuple[float, ...]:
+    """Share of L0's grams that each hour of `x` [H, M, L] saves; 0 in an hour without any."""
+    base = (volumes * grams[:, :, 0]).sum(axis=1)
+    spent = (volumes[..., None] * grams * x).sum(axis=(1, 2))
+    return tuple(float(1.0 - part / whole) if whole > 0.0 else 0.0 for part, whole in zip(spent, base))
 
 
 def _static_saving(x: Array, grams: Array, volumes: Array, estimates: Sequence[QualityEstimate]) -> float | None:

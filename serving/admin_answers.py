@@ -65,6 +65,7 @@ def _latency(context: AdminContext) -> schema.LatencyState:
         window_s=summary.window_s,
         requests=summary.requests,
         ttft_p50_s=summary.ttft_p50_s,
+        ttft_p95_s=summary.ttft_p95_s,
         ttft_p99_s=summary.ttft_p99_s,
         tpot_p50_s=summary.tpot_p50_s,
         tpot_p99_s=summary.tpot_p99_s,

@@ -83,6 +83,9 @@ def plan_of(plane: SteeredCarbonPlane) -> schema.PlanState | None:
         static_saving=plan.static_saving,
         mixes=mixes,
         notes=list(plan.notes),
+        ahead=[
+            schema.PlannedHourState(hour.start.timestamp(), hour.g_per_kwh, hour.saving) for hour in plane.planned_hours
+        ],
     )
 
 

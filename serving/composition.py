@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from engine.batch import StepRecord
 from engine.checkpoint import Checkpoint
-from engine.client_protocol import EngineClientProtocol, EngineStats
+from engine.client_protocol import EngineClientProtocol
 from engine.config import CPU_MAX_NUM_BATCHED_TOKENS
 from power.controller import Mode
 from power.model_shape import ModelShape
@@ -21,7 +20,6 @@ from serving.control_plane import ControlPlane
 from serving.control_sampler import Sampler
 from serving.deferral import HourAhead, run_now
 from serving.energy_totals import EnergyTotals
-from serving.first_steps import FirstSteps
 from serving.holds import Holds
 from serving.jobs import Jobs
 from serving.latency_window import LatencyWindow
@@ -59,16 +57,10 @@ class Parts:
     budgets: BudgetBook
     jobs: Jobs
     log: RequestLog
-    first_steps: FirstSteps = field(default_factory=FirstSteps)
     keeper: PromptKeeper | None = None
     tracer: RequestTracer | None = None
     engine: EngineClientProtocol | None = None
     evaluator: QualityEvaluator | None = None
-
-    def on_step(self, record: StepRecord, stats: EngineStats) -> None:
-        """Take a step of the engine."""
-        self.first_steps.on_step(record)
-        self.steering.on_step(record, stats)
 
     def may_run(self) -> bool:
         """Whether low-priority work may run now: the policy admits it and nobody waits for the engine."""
@@ -160,7 +152,7 @@ def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:
         keeper = None
         if options.learned is not None:
             keeper = PromptKeeper(options.learned, control.keep_prompt, lambda text: alarms.stand("prompts", text))
-        parts = Parts(options, alarms, ledger, steering, control, latency, totals, budgets, jobs, log, keeper=keeper)
+        parts = Parts(options, alarms, ledger, steering, control, latency, totals, budgets, jobs, log, keeper)
         log.also(parts.settled)
         if options.tracing is not None:
             parts.tracer = open_tracer(options.tracing)
@@ -198,7 +190,6 @@ def serve_with(parts: Parts, engine: EngineClientProtocol, text: TextProtocol) -
         policy_mode=lambda: control.mode,
         on_finished=parts.latency.ended,
         on_answered=parts.keeper.offer if parts.keeper is not None else lambda run: None,
-        first_steps=parts.first_steps,
         tracer=parts.tracer,
     )
     parts.evaluator = QualityEvaluator(control, service, parts.keeper)

@@ -38,13 +38,17 @@ class _Choice:
 
 @dataclass(slots=True)
 class RequestLife:
-    """What is seen of a request while it is served. Times are monotonic seconds. `answer`: kept only where wanted."""
+    """What is seen of a request while it is served. Times are monotonic seconds. `answer`: kept only where wanted.
+    `admitted_s`: when the engine began with the first of its choices."""
 
     answer: list[str] | None = None
     finish_reason: str | None = None
+    admitted_s: float | None = None
     choices: dict[int, _Choice] = field(default_factory=dict)
 
     def saw(self, delta: TextDelta, now_s: float) -> None:
+        if delta.admitted_s is not None and (self.admitted_s is None or delta.admitted_s < self.admitted_s):
+            self.admitted_s = delta.admitted_s
         if delta.token_ids:
             choice = self.choices.get(delta.index)
             if choice is None:
@@ -70,8 +74,7 @@ class RequestLife:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that has ended, before its energy is known. `queue_s`: from its arrival to the start of the engine's
-    first step with it; None when no step ran it. `trace`: where requests are traced."""
+    """A request that has ended, before its energy is known. `trace`: where requests are traced."""
 
     request_id: str
     generation_ids: tuple[str, ...]
@@ -176,10 +179,9 @@ def finished_of(
     policy_mode: str | None,
     ended_s: float,
     with_text: bool,
-    first_step_s: float | None = None,
     trace: RequestTrace | None = None,
 ) -> Finished:
-    """What is to be kept of a run that has ended now. `ended_s`, `first_step_s`: monotonic."""
+    """What is to be kept of a run that has ended now. `ended_s`: monotonic."""
     body, caller, count, wall_s = run.body, run.caller, run.count, time.time()
     first_s, e2e_s = life.first_s, ended_s - caller.arrival_s
     is_chat = isinstance(body, ChatCompletionRequest)
@@ -199,7 +201,7 @@ def finished_of(
         completion_tokens=count.completion_tokens,
         cached_tokens=count.usage().prompt_tokens_details.cached_tokens,
         choices=len(run.generations),
-        queue_s=max(0.0, first_step_s - caller.arrival_s) if first_step_s is not None else None,
+        queue_s=max(0.0, life.admitted_s - caller.arrival_s) if life.admitted_s is not None else None,
         ttft_s=first_s - caller.arrival_s if first_s is not None else None,
         tpot_s=life.tpot_s,
         e2e_s=e2e_s,

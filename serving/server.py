@@ -77,7 +77,7 @@ async def _serve_on(
     checkpoint = open_checkpoint(Path(options.engine.model))
     parts = await asyncio.to_thread(lambda: build_parts(options, served_shape(options, checkpoint)))
     steering = parts.steering
-    engine.on_step = parts.on_step
+    engine.on_step = steering.on_step
     steering.set_pace = engine.set_pace
     background: list[asyncio.Task[None]] = []
     try:

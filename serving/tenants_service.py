@@ -11,7 +11,6 @@ from typing import Protocol
 
 from carbon.plane_values import DirectiveDecision
 from engine.client_protocol import EngineClientProtocol
-from serving.first_steps import FirstSteps
 from serving.generation import TextDelta
 from serving.openai_errors import ApiError
 from serving.openai_requests import GenerationBody
@@ -56,8 +55,7 @@ class WatchedRun(Run):
 
 class TenantService(InferenceService):
     """`keep_text`: whether a tenant agreed to have prompts and answers kept. `policy_mode`: of the policy in force.
-    `on_answered`: told of each request of a client that was answered. `first_steps`: who sees the engine's steps.
-    `tracer`: where requests are traced."""
+    `on_answered`: told of each request of a client that was answered. `tracer`: where requests are traced."""
 
     def __init__(
         self,
@@ -72,7 +70,6 @@ class TenantService(InferenceService):
         policy_mode: Callable[[], str | None] = lambda: None,
         on_finished: Callable[[Finished], None] = lambda finished: None,
         on_answered: Callable[[Run], None] = lambda run: None,
-        first_steps: FirstSteps | None = None,
         tracer: RequestTracer | None = None,
     ) -> None:
         super().__init__(engine, text, settings, steering)
@@ -82,7 +79,6 @@ class TenantService(InferenceService):
         self._policy_mode = policy_mode
         self._on_finished = on_finished
         self._on_answered = on_answered
-        self._first_steps = first_steps or FirstSteps()
         self._tracer = tracer
 
     @asynccontextmanager
@@ -118,7 +114,6 @@ class TenantService(InferenceService):
                 decision=decision,
             ) as run:
                 begun = run
-                self._first_steps.expect([one.request_id for one in run.generations])
                 yield run
         except ApiError as error:
             status = error.status
@@ -138,10 +133,9 @@ class TenantService(InferenceService):
     def _record(self, run: Run, status: int) -> None:
         assert isinstance(run, WatchedRun)
         with_text = self._keep_text(run.caller.key_name)
-        first_s = self._first_steps.take([one.request_id for one in run.generations])
         trace = self._tracer.ended(run) if self._tracer is not None else None
         mode = self._policy_mode()
-        finished = finished_of(run, run.life, status, mode, time.monotonic(), with_text, first_s, trace)
+        finished = finished_of(run, run.life, status, mode, time.monotonic(), with_text, trace)
         self._on_finished(finished)
         self._log.finish(finished)
         if status == HTTP_OK and run.caller.key_name != EVALUATOR:

@@ -16,6 +16,7 @@ from serving.admin_schema.carbon import (
     ForecastPoint,
     ForecastState,
     LevelState,
+    PlannedHourState,
     PlanState,
     QualityEntry,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "LevelState",
     "NewKey",
     "PlanState",
+    "PlannedHourState",
     "PolicyChange",
     "PolicyDiff",
     "PolicyDiffBody",

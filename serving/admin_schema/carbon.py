@@ -51,8 +51,18 @@ class ClassMix(Struct):
     weight: float | None
 
 
+class PlannedHourState(Struct):
+    """What the plan expects of the present hour or one to come: `saving` as a share of L0's grams, at the forecast
+    `g_per_kwh`."""
+
+    start_unix_s: float
+    g_per_kwh: float
+    saving: float
+
+
 class PlanState(Struct):
-    """`saving`: expected share of L0's grams; `static_saving`: of a fixed mix with the same quality."""
+    """`saving`: expected share of L0's grams; `static_saving`: of a fixed mix with the same quality. `ahead`: now
+    and the coming hours, as far as the forecast goes; empty while nothing is known that could be saved."""
 
     strategy: str
     made_unix_s: float
@@ -62,6 +72,7 @@ class PlanState(Struct):
     static_saving: float | None
     mixes: list[ClassMix]
     notes: list[str]
+    ahead: list[PlannedHourState]
 
 
 class LevelState(Struct):

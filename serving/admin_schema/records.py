@@ -43,7 +43,8 @@ class SeriesAnswer(Struct):
 
 
 class RequestRecord(Struct):
-    """One finished request. Texts are there only for tenants that agreed. `energy_method` null: joules unknown."""
+    """One finished request. Texts are there only for tenants that agreed. `energy_method` null: joules unknown.
+    `queue_s`: from its arrival until the engine began with it, part of `ttft_s`."""
 
     request_id: str
     arrived_unix_s: float
@@ -61,6 +62,7 @@ class RequestRecord(Struct):
     completion_tokens: int | None
     cached_tokens: int | None
     choices: int | None
+    queue_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float | None

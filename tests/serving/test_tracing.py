@@ -24,9 +24,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from engine.batch import RequestWork, StepRecord
 from engine.request import SamplingParams
-from serving.first_steps import FirstSteps
 from serving.ledger.engine import Location
 from serving.ledger.reader import LedgerReader
 from serving.openai_responses import EnergyUsage
@@ -152,19 +150,6 @@ def test_a_traceparent_is_taken_with_a_state_of_bounded_length() -> None:
     assert read_trace_context({"traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-later"}) is not None
     for wrong in (PARENT + "-00", PARENT.upper(), PARENT[:-1], f"ff{PARENT[2:]}", f"00-{'0' * 32}-{SPAN_ID}-01"):
         assert read_trace_context({"traceparent": wrong}) is None
-
-
-def test_the_first_step_of_each_awaited_sequence_is_kept_until_it_is_asked_for() -> None:
-    steps = FirstSteps()
-    record = StepRecord(1, 10.0, 11.0, (RequestWork("a", 3, 0, 0), RequestWork("b", 3, 0, 0)))
-    steps.on_step(record)
-    steps.expect(("a", "c"))
-    steps.on_step(record)
-    steps.on_step(StepRecord(2, 11.0, 12.0, record.work))
-    assert steps.take(("a",)) == 10.0
-    assert steps.take(("a", "b", "c")) is None
-    assert not steps._awaited
-    assert not steps._started_s
 
 
 # What a span holds
