@@ -16,8 +16,6 @@ from pathlib import Path
 from dashboard import access, settings
 
 HERE = Path(__file__).parent
-NICENESS = 10
-"""Where processors are short, inference on this machine goes before the pictures of it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,7 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503 - execve nev
     secrets_file = arguments.secrets if arguments.access == "oidc" else None
     told = options(arguments.host, arguments.port, arguments.allowed_host, secrets_file)
     command += [f"--{name}={value}" for name, value in told]
-    os.nice(NICENESS)
     os.execve(sys.executable, command, {**os.environ, **environment(arguments, link_token)})  # noqa: S606
 
 

@@ -238,9 +238,9 @@ def test_policy_is_rolled_back_with_a_reason_that_stands_in_the_audit(
     server.post("policy/activate", text=changed, expected_revision=good["revision"], reason="looser for a day")
     page = visit("policies")
     page.get_by_role("tab", name="Revisions").click()
-    seen(page, "Earlier revision")
     # The newest of the earlier ones is offered first, with what would change.
-    seen(page, good["revision"][:12])
+    offered = page.get_by_role("combobox", name="Earlier revision")
+    expect(offered).to_have_value(good["revision"][:12], timeout=PATIENCE_MS)
     page.get_by_label("Reason for the rollback").fill("too slow for the chat tenants")
     page.get_by_label("Reason for the rollback").press("Enter")
     page.get_by_role("button", name="Roll back to it").click()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,14 +75,6 @@ def test_local_access_stays_on_loopback(capsys):
     assert "loopback only" in capsys.readouterr().err
     with pytest.raises(ValueError, match="needs --users"):
         check(parser().parse_args(["--access", "proxy"]))
-
-
-def test_the_dashboard_gives_way_to_inference(monkeypatch, capsys):
-    done = []
-    monkeypatch.setattr(os, "nice", lambda by: done.append(("nice", by)))
-    monkeypatch.setattr(os, "execve", lambda path, command, environment: done.append(("exec", command[1:4])))
-    main([])
-    assert done == [("nice", 10), ("exec", ["-m", "dashboard.serve", "run"])]
 
 
 def test_streamlit_is_told_to_keep_to_itself():
