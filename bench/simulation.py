@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if arguments.json:
         # It imports torch, which the measured processes have no need of.
-        from bench.engine import cpu_name
+        from bench._machine import cpu_name
 
         report = {
             "benchmark": "simulation",
