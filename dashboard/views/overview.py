@@ -264,7 +264,7 @@ def plan_line(carbon: CarbonState | None, colours: Palette) -> list[Line]:
         return []
     points = [(hour.start_unix_s * 1000, hour.g_per_kwh * (1.0 - hour.saving)) for hour in ahead]
     end = (points[-1][0] + 3_600_000, points[-1][1])
-    return [Line("planned, with directives", colours.blue, points=[*points, end], step=True)]
+    return [Line("plan", colours.blue, points=[*points, end], step=True)]
 
 
 def forecast_band(carbon: CarbonState | None, colours: Palette) -> Band | None:
