@@ -247,6 +247,7 @@ class Scheduler:
             accepted_tokens=self._accepted_tokens,
             waiting_prefill_tokens=self._waiting.num_tokens + running_backlog,
             oldest_waiting_arrival_s=self._waiting.oldest_arrival_s(),
+            token_budget=self._token_budget,
         )
 
     def _add_drafts(

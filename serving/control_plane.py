@@ -32,7 +32,7 @@ from serving.alarms import AlarmBoard, AlarmNote
 from serving.ledger.policy_log import LedgerPolicyLog
 from serving.ledger.rows import AuditEntry, Record
 from serving.ledger_access import Ledger
-from serving.planes import power_in_force, row_of, slo_of, steered_governor, twin_of
+from serving.planes import power_in_force, row_of, slo_of, steered_governor, throttle_of, twin_of
 from serving.planes_carbon import (
     GridView,
     SteeredCarbonPlane,
@@ -369,6 +369,8 @@ class ControlPlane:
                 before.carbon_follow,
             ):
                 controller.row = row_of(section, governor)
+                controller.set_pools(section.row_budget.low_priority_gpus if section.row_budget is not None else ())
+            controller.throttle.policy = throttle_of(section)
             self._power_section = section
         controller.policy_revision = policy.short_revision
         mode = Mode(wanted.mode)
