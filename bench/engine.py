@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -75,7 +76,11 @@ class Peer:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._said.close()
 
     def _answer(self) -> dict[str, Any]:
@@ -188,6 +193,9 @@ def main(argv: list[str]) -> int:
             peers.append(peer)
     rows: list[Row] = []
     raw: list[dict[str, Any]] = []
+    # A run of many minutes that is stopped keeps the concurrencies that it has measured.
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted = False
     try:
         for concurrency in arguments.concurrency:
             measured: dict[str, list[Measurement]] = {peer.name: [] for peer in peers}
@@ -203,11 +211,16 @@ def main(argv: list[str]) -> int:
             for peer in peers:
                 rows.append(row(peer.name, workload, measured[peer.name]))
                 raw += [{"system": peer.name, **asdict(workload), **asdict(each)} for each in measured[peer.name]]
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
+        signal.signal(signal.SIGTERM, terminate)
         for peer in peers:
             peer.close()
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    if interrupted:
+        print(f"interrupted at concurrency {concurrency}: that one is not in the table", file=sys.stderr)
     print(f"{cpu_name()}, {arguments.threads} threads, load average {os.getloadavg()[0]:.2f}")
     print(table(rows))
     if arguments.json:
@@ -217,8 +230,9 @@ def main(argv: list[str]) -> int:
             "threads": arguments.threads,
             "model": arguments.model,
             "versions": {peer.name: peer.version for peer in peers},
+            "interrupted": interrupted,
             "rows": [asdict(each) for each in rows],
             "raw": raw,
         }
         arguments.json.write_text(json.dumps(document, indent=1))
-    return 0
+    return 130 if interrupted else 0

@@ -39,7 +39,8 @@ from carbon.energy_model import EnergyModel
 from carbon.evaluator.run import EvaluationResult
 from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision, SproutSchedule
 from carbon.feed_chain import FeedChain
-from carbon.intensity import IntensityReading, Tier
+from carbon.intensity import CarbonIntensity, IntensityReading, Tier
+from carbon.plan_ahead import PlannedHour, plan_ahead
 from carbon.plane_values import DirectiveDecision, Outcome, PlaneSettings, Tenant
 from carbon.planner import ClassState, MixPlan, PlanSettings, Snapshot, Strategy, class_states, make_plan
 from carbon.prompt_bands import BandModel
@@ -89,6 +90,7 @@ class CarbonPlane:
         self._now = now
         self._draw = draw
         self._plan: MixPlan | None = None
+        self._planned_hours: tuple[PlannedHour, ...] = ()
         self._brief_plans: dict[float, MixPlan] = {}
         self._floor_plans: dict[float, MixPlan] = {}
         self._window: deque[tuple[datetime, float]] = deque()
@@ -106,6 +108,11 @@ class CarbonPlane:
     @property
     def plan(self) -> MixPlan | None:
         return self._plan
+
+    @property
+    def planned_hours(self) -> tuple[PlannedHour, ...]:
+        """What the plan expects of the coming hours; nothing depends on it."""
+        return self._planned_hours
 
     def reading(self) -> IntensityReading:
         return self.chain.reading()
@@ -149,6 +156,7 @@ class CarbonPlane:
             assert floor is not None
             floored[floor] = await asyncio.to_thread(make_plan, snapshot, _with_floor(settings, floor))
         self._plan, self._brief_plans, self._floor_plans = plan, brief, floored
+        self._planned_hours = await asyncio.to_thread(plan_ahead, snapshot, settings, plan)
 
     def _remember(self, hour: datetime, g_per_kwh: float) -> None:
         if self._window and self._window[-1][0] >= hour:
@@ -161,10 +169,9 @@ class CarbonPlane:
         """What a plan made now would depend on."""
         now = self._now()
         forecast = self.chain.forecast()
-        ahead: tuple[float, ...] = ()
+        coming: list[CarbonIntensity] = []
         if forecast is not None:
-            hourly = forecast.series.resampled(3600)
-            ahead = tuple(point.g_per_kwh for point in hourly if point.start > now)[:HORIZON_H]
+            coming = [point for point in forecast.series.resampled(3600) if point.start > now][:HORIZON_H]
         window = timedelta(hours=self.settings.plan.window_h)
         self.books.roll(now, window)
         return Snapshot(
@@ -172,7 +179,8 @@ class CarbonPlane:
             reading=self.chain.reading(),
             classes=self._classes(),
             window=tuple(value for _, value in self._window),
-            ahead=ahead,
+            ahead=tuple(point.g_per_kwh for point in coming),
+            ahead_starts=tuple(point.start for point in coming),
             embodied_g_per_s=self.embodied_g_per_s or 0.0,
             served={key: served.copy() for key, served in self.books.served.items()},
             spent_g=self.books.grams,

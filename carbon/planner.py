@@ -95,15 +95,17 @@ class ClassState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours;
-    `served`, `spent_g`, `hours_left`: requests by key and level, grams, and what remains of the budget's window.
-    `requests_per_h_and_weight`: what a unit of the classes' weight means in arrivals."""
+    """Everything a plan depends on. `window`: hourly g/kWh of the trailing days; `ahead`: of the coming hours, which
+    begin at `ahead_starts` where that is told; `served`, `spent_g`, `hours_left`: requests by key and level, grams, and
+    what remains of the budget's window. `requests_per_h_and_weight`: what a unit of the classes' weight means in
+    arrivals."""
 
     now: datetime
     reading: IntensityReading
     classes: tuple[ClassState, ...]
     window: tuple[float, ...] = ()
     ahead: tuple[float, ...] = ()
+    ahead_starts: tuple[datetime, ...] = ()
     embodied_g_per_s: float = 0.0
     served: Mapping[str, Array] = field(default_factory=dict)
     spent_g: float = 0.0
@@ -114,7 +116,8 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class MixPlan:
     """`mixes` by key. `saving`, `static_saving`: expected share of L0's grams saved by the plan and by a static mix of
-    equal quality, None where there is nothing to weigh. `notes`: what could not be done as asked."""
+    equal quality, None where there is nothing to weigh. `notes`: what could not be done as asked. `hourly_saving`: of
+    a budget, which is planned over now and the hours ahead; empty for every other strategy."""
 
     made_at: datetime
     strategy: Strategy
@@ -125,6 +128,7 @@ class MixPlan:
     saving: float | None
     static_saving: float | None
     notes: tuple[str, ...] = ()
+    hourly_saving: tuple[float, ...] = ()
 
 
 def class_states(
@@ -343,6 +347,7 @@ def _budgeted(snapshot: Snapshot, settings: PlanSettings, price: float, notes: l
         1.0 - plan.grams / base if base > 0.0 else None,
         static,
         tuple(notes),
+        _hourly_saving(plan.x, grams, volumes),
     )
 
 
@@ -389,6 +394,13 @@ def _within_grams(snapshot: Snapshot, settings: PlanSettings, grams: Array, volu
         budget_g=allowed_g,
         class_floor=_class_floors(names, settings),
     )
+
+
+def _hourly_saving(x: Array, grams: Array, volumes: Array) -> tuple[float, ...]:
+    """Share of L0's grams that each hour of `x` [H, M, L] saves; 0 in an hour without any."""
+    base = (volumes * grams[:, :, 0]).sum(axis=1)
+    spent = (volumes[..., None] * grams * x).sum(axis=(1, 2))
+    return tuple(float(1.0 - part / whole) if whole > 0.0 else 0.0 for part, whole in zip(spent, base))
 
 
 def _static_saving(x: Array, grams: Array, volumes: Array, estimates: Sequence[QualityEstimate]) -> float | None:

@@ -28,13 +28,16 @@ def parser() -> argparse.ArgumentParser:
         "--access", choices=("local", "proxy", "oidc"), default="local", help="who may open it (%(default)s)"
     )
     made.add_argument("--users", type=Path, metavar="FILE", help="roles of users, for proxy and oidc access")
+    made.add_argument("--secrets", type=Path, metavar="FILE", help="TOML with [auth], for oidc access")
     made.add_argument("--user-header", default=settings.DEFAULT_USER_HEADER, help="with proxy access (%(default)s)")
     made.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="Host header to serve")
     made.add_argument("--experiments", type=Path, metavar="DIR", help="result folders for the experiments page")
     return made
 
 
-def options(host: str, port: int, allowed_hosts: Sequence[str]) -> list[tuple[str, str]]:
+def options(
+    host: str, port: int, allowed_hosts: Sequence[str], secrets_file: Path | None = None
+) -> list[tuple[str, str]]:
     """Streamlit's options. `allowedHosts` names who may be asked for: an empty list would accept any."""
     hosts = (
         list(dict.fromkeys([host, *access.LOOPBACK, *allowed_hosts])) if access.is_loopback(host) else [*allowed_hosts]
@@ -54,6 +57,7 @@ def options(host: str, port: int, allowed_hosts: Sequence[str]) -> list[tuple[st
         ("logger.hideWelcomeMessage", "true"),
         ("runner.magicEnabled", "false"),
         ("theme.base", str(HERE / "theme.toml")),
+        *([("secrets.files", str(secrets_file.resolve()))] if secrets_file is not None else []),
     ]
 
 
@@ -65,6 +69,10 @@ def check(arguments: argparse.Namespace) -> None:
         if arguments.users is None:
             raise ValueError(f"--access {arguments.access} needs --users FILE with a role for each user")
         access.read_users(arguments.users)
+        if arguments.access == "oidc":
+            if arguments.secrets is None:
+                raise ValueError("--access oidc needs --secrets FILE with [auth], which names your identity provider")
+            arguments.allowed_host.append(access.read_auth(arguments.secrets))
         if not access.is_loopback(arguments.host) and not arguments.allowed_host:
             raise ValueError("beyond loopback give --allowed-host NAME, the name people open the dashboard by")
 
@@ -100,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503 - execve nev
     else:
         print(f"Dashboard: {url}/", flush=True)
     command = [sys.executable, "-m", "streamlit", "run", str(HERE / "app.py")]
-    command += [f"--{name}={value}" for name, value in options(arguments.host, arguments.port, arguments.allowed_host)]
+    secrets_file = arguments.secrets if arguments.access == "oidc" else None
+    told = options(arguments.host, arguments.port, arguments.allowed_host, secrets_file)
+    command += [f"--{name}={value}" for name, value in told]
     os.execve(sys.executable, command, {**os.environ, **environment(arguments, link_token)})  # noqa: S606
 
 

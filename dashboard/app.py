@@ -85,6 +85,7 @@ def sidebar() -> None:
         me = session.whoami()
         name, role = me if me else (UNKNOWN, UNKNOWN)
         st.caption(f"{plain(name)} · role {role}")
+        session.sign_out(session.settings())
 
 
 # Own pictures: for a Material icon the browser would ask a font service outside.

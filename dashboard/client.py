@@ -32,6 +32,7 @@ Query = Mapping[str, str | float | int | None]
 CONNECT_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 10.0
 WHAT_IF_TIMEOUT_S = 120.0
+USER_HEADER = "X-Gridserve-User"
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -45,8 +46,13 @@ class _Problem(msgspec.Struct, frozen=True):
 class AdminClient:
     """Every method raises `ApiUnreachableError`, `ApiRefusedError` or `ApiContractError`. Safe to share by threads."""
 
-    def __init__(self, base_url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, base_url: str, token: str | None, user: str | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """`user`: who acts with a token that several people share; the audit trail names them beside it."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if user:
+            headers[USER_HEADER] = quote(user, safe="@.+-_")
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         self.base_url = base_url.rstrip("/")
         self._http = httpx.Client(

@@ -34,6 +34,12 @@ class ClassMix(Struct, frozen=True):
     weight: float | None
 
 
+class PlannedHour(Struct, frozen=True):
+    start_unix_s: float
+    g_per_kwh: float
+    saving: float
+
+
 class PlanState(Struct, frozen=True):
     strategy: str
     made_unix_s: float
@@ -43,6 +49,7 @@ class PlanState(Struct, frozen=True):
     static_saving: float | None
     mixes: list[ClassMix]
     notes: list[str]
+    ahead: list[PlannedHour]
 
 
 class LevelState(Struct, frozen=True):

@@ -26,6 +26,7 @@ class RequestRecord(Struct, frozen=True):
     completion_tokens: int | None
     cached_tokens: int | None
     choices: int | None
+    queue_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float | None

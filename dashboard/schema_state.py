@@ -83,6 +83,7 @@ class LatencyState(Struct, frozen=True):
     window_s: float
     requests: int
     ttft_p50_s: float | None
+    ttft_p95_s: float | None
     ttft_p99_s: float | None
     tpot_p50_s: float | None
     tpot_p99_s: float | None

@@ -16,11 +16,12 @@ from dashboard.schema_carbon import CarbonState
 from dashboard.schema_records import AuditRow
 from dashboard.settings import Settings, from_environment
 from dashboard.snapshot import Snapshot, SnapshotSource
+from dashboard.views.formats import plain
 from dashboard.views.palette import Palette, palette
 
 Answer = TypeVar("Answer")
 TOKEN = "api_token"  # noqa: S105 - a key of the session's state
-ROLES = ("viewer", "operator", "admin")
+USER = "signed_in_as"
 MAX_CLIENTS = 16
 
 
@@ -30,8 +31,8 @@ def settings() -> Settings:
 
 
 @st.cache_resource(max_entries=MAX_CLIENTS)
-def _client(api: str, token: str | None) -> AdminClient:
-    return AdminClient(api, token)
+def _client(api: str, token: str | None, user: str | None = None) -> AdminClient:
+    return AdminClient(api, token, user)
 
 
 @st.cache_resource(max_entries=MAX_CLIENTS)
@@ -49,7 +50,8 @@ def _key() -> tuple[str, str | None]:
 
 
 def client() -> AdminClient:
-    return _client(*_key())
+    """One that tells the admin API who is signed in, where people share the token of their role."""
+    return _client(*_key(), st.session_state.get(USER))
 
 
 def snapshot() -> Snapshot:
@@ -61,15 +63,15 @@ def live() -> LiveSeries:
 
 
 @st.cache_data(ttl=30, max_entries=MAX_CLIENTS, show_spinner=False)
-def _whoami(api: str, token: str | None) -> tuple[str, str]:
-    me = _client(api, token).whoami()
+def _whoami(api: str, token: str | None, user: str | None) -> tuple[str, str]:
+    me = _client(api, token, user).whoami()
     return me.name, me.role
 
 
 def whoami() -> tuple[str, str] | None:
     """Name and role; None while the API does not say."""
     try:
-        return _whoami(*_key())
+        return _whoami(*_key(), st.session_state.get(USER))
     except ApiError:
         return None
 
@@ -77,7 +79,7 @@ def whoami() -> tuple[str, str] | None:
 def may(role: str) -> bool:
     """Whether to offer what needs `role`. A courtesy to the reader; the admin API decides."""
     me = whoami()
-    return me is not None and ROLES.index(me[1]) >= ROLES.index(role)
+    return me is not None and access.ROLES.index(me[1]) >= access.ROLES.index(role)
 
 
 def colours() -> Palette:
@@ -131,8 +133,6 @@ def ask(question: Callable[[AdminClient], Answer]) -> Answer | None:
 
 
 def show_error(error: ApiError) -> None:
-    from dashboard.views.formats import plain
-
     status: Any = getattr(error, "status", None)
     if status in (404, 501) or (status == 503 and "no ledger" in str(error).lower()):
         st.info(plain(str(error)), icon=":material/info:")
@@ -149,19 +149,28 @@ def open_session() -> bool:
     mode = settings()
     if mode.access == "local":
         return _open_local(mode)
-    user = _proxy_user(mode) if mode.access == "proxy" else _oidc_user()
+    try:
+        users = access.read_users(mode.users) if mode.users else None
+    except ValueError as error:
+        st.error(plain(str(error)))
+        return False
+    claim = users.groups_claim if users is not None else access.GROUPS_CLAIM
+    user, groups = (_proxy_user(mode), []) if mode.access == "proxy" else _oidc_user(claim)
     if user is None:
         return False
-    try:
-        token = access.read_users(mode.users).token_of(user) if mode.users else None
-    except ValueError as error:
-        st.error(str(error))
-        return False
+    token = users.token_of(user, groups) if users is not None else None
     if token is None:
         st.error("You are signed in, but nobody gave you a role here. Ask an operator to add you to the file of users.")
+        sign_out(mode)
         return False
-    st.session_state[TOKEN] = token
+    st.session_state[TOKEN], st.session_state[USER] = token, user
     return True
+
+
+def sign_out(mode: Settings) -> None:
+    """The way out, where the dashboard itself did the signing in."""
+    if mode.access == "oidc":
+        st.button("Sign out", icon=":material/logout:", key="sign-out", on_click=st.logout, width="stretch")
 
 
 def _open_local(mode: Settings) -> bool:  # noqa: RET503 - st.rerun never returns
@@ -193,13 +202,15 @@ def _proxy_user(mode: Settings) -> str | None:
     return user
 
 
-def _oidc_user() -> str | None:
+def _oidc_user(claim: str) -> tuple[str | None, list[str]]:
+    """The e-mail address and the groups that the provider vouches for."""
     if not st.user.get("is_logged_in"):
         st.title("gridserve")
         st.button("Sign in", type="primary", on_click=st.login, icon=":material/login:")
-        return None
+        return None, []
     email = st.user.get("email")
     if not isinstance(email, str) or st.user.get("email_verified") is False:
         st.error("The identity provider gave no verified e-mail address.")
-        return None
-    return email
+        sign_out(settings())
+        return None, []
+    return email, access.groups_of(st.user.to_dict(), claim)

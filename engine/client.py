@@ -322,7 +322,12 @@ class EngineClient:
             if stream is not None and stream.ticket == delta.ticket:
                 stream.arrivals.put_nowait(
                     TokenDelta(
-                        delta.token_ids, delta.logprobs, delta.finish_reason, delta.num_cached_tokens, delta.error
+                        delta.token_ids,
+                        delta.logprobs,
+                        delta.finish_reason,
+                        delta.num_cached_tokens,
+                        delta.error,
+                        delta.admitted_s,
                     )
                 )
         if outputs.record is not None and self.on_step is not None:

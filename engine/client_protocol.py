@@ -57,13 +57,15 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """What one step brought for one sequence. `error` is set when `finish_reason` is ERROR."""
+    """What one step brought for one sequence. `error` is set when `finish_reason` is ERROR. `admitted_s`: when the
+    sequence's first step began (monotonic seconds); None where none has, or the engine does not say."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: FinishReason | None
     num_cached_tokens: int
     error: str | None
+    admitted_s: float | None = None
 
 
 class EngineUnavailableError(Exception):

@@ -83,7 +83,7 @@ class StartFailed(msgspec.Struct, tag=True, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """What one step brought for one request; `ticket` is that of its `Submit`."""
+    """What one step brought for one request; `ticket` is that of its `Submit`, `admitted_s` is monotonic."""
 
     request_id: str
     ticket: int
@@ -92,6 +92,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None
     num_cached_tokens: int
     error: str | None
+    admitted_s: float | None = None
 
 
 class StepOutputs(msgspec.Struct, tag=True, frozen=True):

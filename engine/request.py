@@ -103,7 +103,8 @@ class Request:
     `priority`: lower runs first, then `arrival_s` (monotonic seconds). `cache_salt` separates tenants in the
     prefix cache. `num_cached_tokens`: prompt tokens found in the prefix cache at the first admission.
     `prefill_end`: tokens before this position are prefill work: the prompt, and after a preemption all tokens
-    known by then. `num_pending_tokens`: tokens that steps in flight are drawing, counted only by a scheduler that runs
+    known by then. `admitted_s`: when its first step began, None before (monotonic seconds of the executor's clock).
+    `num_pending_tokens`: tokens that steps in flight are drawing, counted only by a scheduler that runs
     ahead of its results; they are computed as if known. While a draft is verified, `num_computed_tokens` counts it.
     """
 
@@ -120,6 +121,7 @@ class Request:
     num_pending_tokens: int = field(init=False, default=0)
     num_cached_tokens: int = field(init=False, default=0)
     num_preemptions: int = field(init=False, default=0)
+    admitted_s: float | None = field(init=False, default=None)
     prefill_end: int = field(init=False)
     block_table: list[int] = field(init=False, default_factory=list)
     finish_reason: FinishReason | None = field(init=False, default=None)

@@ -56,6 +56,9 @@ class Scheduler:
         # In order of sort_key: the last one is the first to be preempted.
         self._running: list[Request] = []
         self._void_in_flight: dict[int, set[Request]] = {}
+        # First admissions by step: their time is known with the step's result.
+        self._admitted: list[Request] = []
+        self._admitted_in: dict[int, list[Request]] = {}
         self._retired: list[str] = []
         self._next_step_id = 0
         self._token_budget = config.max_num_batched_tokens
@@ -160,6 +163,8 @@ class Scheduler:
         batch = Batch(self._next_step_id, tuple(singles), tuple(self._retired))
         self._retired.clear()
         self._void_in_flight[batch.step_id] = set()
+        if self._admitted:
+            self._admitted_in[batch.step_id], self._admitted = self._admitted, []
         self._next_step_id += 1
         if self._runs_ahead:
             for scheduled in singles:
@@ -177,6 +182,8 @@ class Scheduler:
         if len(result.sampled) != len(batch.requests):
             raise ValueError(f"{len(result.sampled)} results for {len(batch.requests)} scheduled requests")
         void = self._land(batch)
+        for request in self._admitted_in.pop(batch.step_id, ()):
+            request.admitted_s = result.started_s
         block_size, max_model_len = self.pool.block_size, self.config.max_model_len
         updates: list[RequestUpdate] = []
         any_finished = False
@@ -215,6 +222,7 @@ class Scheduler:
         if not batch.requests:
             return []
         void = self._land(batch)
+        self._admitted_in.pop(batch.step_id, None)
         updates = []
         for scheduled in batch.requests:
             request = scheduled.request
@@ -346,6 +354,7 @@ class Scheduler:
             request.num_computed_tokens = prefix.num_tokens
             if request.num_preemptions == 0:
                 request.num_cached_tokens = prefix.num_tokens
+                self._admitted.append(request)
             num_tokens = self._chunk(request, budget)
             (singles if num_tokens == 1 else longer).append(_take_tokens(request, num_tokens))
             budget -= num_tokens

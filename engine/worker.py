@@ -226,6 +226,7 @@ class Worker:
                 update.finish_reason,
                 update.request.num_cached_tokens,
                 update.error,
+                update.request.admitted_s,
             )
             for update in outcome.updates
         )

@@ -77,9 +77,9 @@ def emulated_api(condition: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def dashboard(api: str, inference: str, token: str, *more: str) -> Iterator[str]:
+def dashboard(api: str, inference: str, token: str, *more: str, port: int | None = None) -> Iterator[str]:
     """The link that opens it."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "dashboard", "--api", api, "--inference-api", inference, "--port", str(port)]
     with process([*command, *more], {"GRIDSERVE_ADMIN_TOKEN": token}) as started:
         assert started.stdout is not None
@@ -89,13 +89,22 @@ def dashboard(api: str, inference: str, token: str, *more: str) -> Iterator[str]
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Browser]:
-    """Raises `RuntimeError` where there is none."""
+def browser(*, leftover: bool = False) -> Iterator[Browser]:
+    """Raises `RuntimeError` where there is none. `leftover`: it runs on processor time that nobody else wants
+    (SCHED_IDLE), as good as on another machine while there is enough of that."""
     path = chromium_path()
     if path is None:
         raise RuntimeError("no Chromium found; install the package `chromium` or set CHROMIUM")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with contextlib.ExitStack() as stack:
+        if leftover:
+            # Inherited by the driver and the browser that it starts.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            playwright = stack.enter_context(sync_playwright())
+            chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        finally:
+            if leftover:
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         try:
             yield chromium
         finally:

@@ -4,8 +4,9 @@
     python scripts/dashboard_measure.py inference --rounds 3       p95 of requests with no and with three sessions
 
 `browser` measures against an emulated admin API, whose series are full from the start. `inference` starts a server on
-the CPU with a simulated device and the embedded model; rounds without and with sessions take turns. One JSON object
-is printed. Run it on a machine that does nothing else.
+the CPU with a simulated device and the embedded model; rounds without and with sessions take turns. Its browser, which
+in operation runs on the operators' machines, gets only processor time that nobody else wants; `frames_per_s` shows that
+the pages tick all the same. One JSON object is printed. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ import contextlib
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,10 +25,13 @@ from typing import Any
 import httpx
 import numpy as np
 from dashboard_browser import at, browser, dashboard, emulated_api, outside
-from playwright.sync_api import Browser, CDPSession
+from live_server import SIMULATED, LiveServer
+from numpy.typing import NDArray
+from playwright.sync_api import Browser, CDPSession, Page
 
 TOKEN = "a-token-of-the-measurement"  # noqa: S105 - of a server that lives for this run
 CANVAS = "[data-testid=stEChartsChart] canvas"
+Latencies = NDArray[np.float64]
 
 
 def metrics(session: CDPSession) -> dict[str, float]:
@@ -100,28 +101,20 @@ def long_range(page: Any) -> float:
 
 
 @contextlib.contextmanager
-def server(model: str) -> Iterator[tuple[str, str]]:
-    """(inference URL, admin URL) of a server with policy, ledger and a simulated device."""
+def server(model: str) -> Iterator[LiveServer]:
+    """One with policy, ledger and a simulated device; it observes, so that no clock slows it down."""
     from serving.up import working_copy
 
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder, "policy.yaml")
         policy.write_text(working_copy().replace("mode: enforce", "mode: observe"), encoding="utf-8")
-        command = [sys.executable, "-m", "serving.cli", "serve", "--model", model, "--port", "0", "--admin-port", "0"]
-        command += ["--policy", str(policy), "--ledger", f"{folder}/ledger", "--device", "simulated:h100-sxm"]
-        command += ["--threads", "1", "--max-model-len", "2048"]
-        environment = os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
-        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        said = ""
-        assert started.stdout is not None
-        while "gridserve serves" not in said and (line := started.stdout.readline()):
-            said += line
+        options = ["--model", model, "--policy", str(policy), "--ledger", f"{folder}/ledger", "--device", SIMULATED]
+        options += ["--threads", "1", "--max-model-len", "2048"]
+        started = LiveServer("serve", *options, ready="gridserve serves", token=TOKEN)
         try:
-            yield re.findall(r"at (http://\S+)/v1", said)[0], re.findall(r"admin API at (http://[^\s,]+)", said)[0]
+            yield started
         finally:
-            started.terminate()
-            started.wait(30)
-            started.stdout.close()
+            started.stop()
 
 
 def latencies(url: str, requests: int) -> list[float]:
@@ -137,30 +130,82 @@ def latencies(url: str, requests: int) -> list[float]:
     return found
 
 
-def measure_inference(chromium: Browser, link: str, url: str, requests: int, rounds: int) -> dict[str, Any]:
-    """Sessions: three browser tabs on the overview. Rounds alternate, so that a drift of the machine hits both."""
-    latencies(url, 10)
-    alone: list[float] = []
-    beside: list[float] = []
-    for _ in range(rounds):
-        alone += latencies(url, requests)
-        contexts = [chromium.new_context(viewport={"width": 1280, "height": 1000}) for _ in range(3)]
-        for context in contexts:
-            page = context.new_page()
-            page.goto(at(link, "overview"))
+COUNT_FRAMES = """
+window.framesSeen = 0;
+window.WebSocket = class extends window.WebSocket {
+  constructor(...args) { super(...args); this.addEventListener("message", () => { window.framesSeen += 1; }); }
+};
+"""
+
+
+class Sessions:
+    """Three browser tabs: on the overview between `open` and `close`, on an empty page otherwise."""
+
+    def __init__(self, chromium: Browser, link: str) -> None:
+        self._link = at(link, "overview")
+        self.pages: list[Page] = []
+        for _ in range(3):
+            page = chromium.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+            page.add_init_script(COUNT_FRAMES)
+            self.pages.append(page)
+
+    def open(self) -> None:
+        for page in self.pages:
+            page.goto(self._link)
+        for page in self.pages:
             page.locator(CANVAS).first.wait_for(timeout=60_000)
-        time.sleep(3)
-        beside += latencies(url, requests)
-        for context in contexts:
-            context.close()
         time.sleep(2)
-    p95 = [float(np.percentile(each, 95)) for each in (alone, beside)]
+
+    def close(self) -> None:
+        for page in self.pages:
+            page.goto("about:blank")
+        time.sleep(2)
+
+    def frames(self) -> int:
+        """What the dashboard has sent to all three since they opened it: they tick, or they do not."""
+        return sum(int(page.evaluate("window.framesSeen")) for page in self.pages)
+
+
+def measure_inference(chromium: Browser, link: str, url: str, requests: int, rounds: int) -> dict[str, Any]:
+    """Rounds without and with sessions, in the order ABBA..., so that a drift of the machine hits both."""
+    latencies(url, 10)
+    sessions = Sessions(chromium, link)
+    sessions.open()
+    before, began = sessions.frames(), time.monotonic()
+    time.sleep(5)
+    idle_rate = (sessions.frames() - before) / (time.monotonic() - began)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    rates = []
+    is_open = True
+    for number in range(2 * rounds):
+        wanted = number % 4 in (1, 2)
+        if wanted != is_open:
+            sessions.open() if wanted else sessions.close()
+            is_open = wanted
+        before, began = sessions.frames() if wanted else 0, time.monotonic()
+        found[wanted] += latencies(url, requests)
+        if wanted:
+            rates.append((sessions.frames() - before) / (time.monotonic() - began))
+    alone, beside = np.array(found[False]), np.array(found[True])
     return {
-        "requests": len(alone),
+        "requests_each_way": len(alone),
         "p50_ms": [round(1000 * float(np.median(each)), 1) for each in (alone, beside)],
-        "p95_ms": [round(1000 * each, 1) for each in p95],
-        "p95_change": round(p95[1] / p95[0] - 1, 3),
+        "p95_ms": [round(1000 * float(np.percentile(each, 95)), 1) for each in (alone, beside)],
+        "p50_change": round(float(np.median(beside) / np.median(alone)) - 1, 4),
+        "p95_change": round(float(np.percentile(beside, 95) / np.percentile(alone, 95)) - 1, 4),
+        "p95_change_90_percent_interval": interval(alone, beside),
+        "frames_per_s": {"without_requests": round(idle_rate, 1), "with_requests": [round(each, 1) for each in rates]},
     }
+
+
+def interval(alone: Latencies, beside: Latencies, draws: int = 2000) -> list[float]:
+    """Bootstrap over requests."""
+    random = np.random.default_rng(1)
+    changes = [
+        np.percentile(random.choice(beside, len(beside)), 95) / np.percentile(random.choice(alone, len(alone)), 95) - 1
+        for _ in range(draws)
+    ]
+    return [round(float(np.percentile(changes, edge)), 4) for edge in (5, 95)]
 
 
 def main() -> None:
@@ -179,10 +224,10 @@ def main() -> None:
             chromium = stack.enter_context(browser())
             found |= measure_browser(chromium, link, arguments.seconds)
         else:
-            url, admin = stack.enter_context(server(arguments.model))
-            link = stack.enter_context(dashboard(admin, url, TOKEN))
-            chromium = stack.enter_context(browser())
-            found |= measure_inference(chromium, link, url, arguments.requests, arguments.rounds)
+            live = stack.enter_context(server(arguments.model))
+            link = stack.enter_context(dashboard(live.admin, live.url, TOKEN))
+            chromium = stack.enter_context(browser(leftover=True))
+            found |= measure_inference(chromium, link, live.url, arguments.requests, arguments.rounds)
     print(json.dumps(found, indent=2))
 
 

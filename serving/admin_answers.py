@@ -88,6 +88,7 @@ def _latency(context: AdminContext) -> schema.LatencyState:
         window_s=summary.window_s,
         requests=summary.requests,
         ttft_p50_s=summary.ttft_p50_s,
+        ttft_p95_s=summary.ttft_p95_s,
         ttft_p99_s=summary.ttft_p99_s,
         tpot_p50_s=summary.tpot_p50_s,
         tpot_p99_s=summary.tpot_p99_s,
@@ -352,6 +353,9 @@ def plan_of(plane: SteeredCarbonPlane) -> schema.PlanState | None:
         static_saving=plan.static_saving,
         mixes=mixes,
         notes=list(plan.notes),
+        ahead=[
+            schema.PlannedHourState(hour.start.timestamp(), hour.g_per_kwh, hour.saving) for hour in plane.planned_hours
+        ],
     )
 
 

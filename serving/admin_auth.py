@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import Depends, Request
 
@@ -15,6 +16,8 @@ from serving.tenants_keys import ADMIN, READ, WRITE, KeyEntry, KeyRing
 
 TOKEN_VARIABLE = "GRIDSERVE_ADMIN_TOKEN"  # noqa: S105 - a name, not a secret
 MIN_TOKEN_CHARS = 16
+USER_HEADER = "x-gridserve-user"
+MAX_USER_CHARS = 120
 _RANKS: dict[Role, int] = {"viewer": 0, "operator": 1, "admin": 2}
 
 
@@ -29,6 +32,17 @@ class Principal:
 
     def may(self, role: Role) -> bool:
         return _RANKS[self.role] >= _RANKS[role]
+
+    def acting_for(self, user: str) -> Principal:
+        """The same with the name of a person behind a shared token, for the audit. Raises `ValueError`.
+
+        It is the holder of the token that says so: the token's own name stays in front, and rights come from it alone.
+        """
+        if not user:
+            return self
+        if len(user) > MAX_USER_CHARS or not user.isprintable():
+            raise ValueError(f"{USER_HEADER} must be a printable name of at most {MAX_USER_CHARS} characters")
+        return replace(self, name=f"{self.name} ({user})")
 
 
 class AdminAccess:
@@ -67,7 +81,10 @@ class AdminAccess:
                 raise AdminError(401, "send the admin token as `Authorization: Bearer TOKEN`", headers=headers)
             if not principal.may(role):
                 raise AdminError(403, f"this needs the role {role}; the token's is {principal.role}")
-            request.state.principal = principal
+            try:
+                request.state.principal = principal.acting_for(unquote(request.headers.get(USER_HEADER, "")))
+            except ValueError as error:
+                raise AdminError(422, str(error)) from None
 
         return Depends(check)
 

@@ -117,6 +117,7 @@ class LatencyState(Struct):
     window_s: float
     requests: int
     ttft_p50_s: float | None
+    ttft_p95_s: float | None
     ttft_p99_s: float | None
     tpot_p50_s: float | None
     tpot_p99_s: float | None
@@ -255,7 +256,8 @@ class SeriesAnswer(Struct):
 
 
 class RequestRecord(Struct):
-    """One finished request. Texts are there only for tenants that agreed. `energy_method` null: joules unknown."""
+    """One finished request. Texts are there only for tenants that agreed. `energy_method` null: joules unknown.
+    `queue_s`: from its arrival until the engine began with it, part of `ttft_s`."""
 
     request_id: str
     arrived_unix_s: float
@@ -273,6 +275,7 @@ class RequestRecord(Struct):
     completion_tokens: int | None
     cached_tokens: int | None
     choices: int | None
+    queue_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float | None
@@ -585,8 +588,18 @@ class ClassMix(Struct):
     weight: float | None
 
 
+class PlannedHourState(Struct):
+    """What the plan expects of the present hour or one to come: `saving` as a share of L0's grams, at the forecast
+    `g_per_kwh`."""
+
+    start_unix_s: float
+    g_per_kwh: float
+    saving: float
+
+
 class PlanState(Struct):
-    """`saving`: expected share of L0's grams; `static_saving`: of a fixed mix with the same quality."""
+    """`saving`: expected share of L0's grams; `static_saving`: of a fixed mix with the same quality. `ahead`: now
+    and the coming hours, as far as the forecast goes; empty while nothing is known that could be saved."""
 
     strategy: str
     made_unix_s: float
@@ -596,6 +609,7 @@ class PlanState(Struct):
     static_saving: float | None
     mixes: list[ClassMix]
     notes: list[str]
+    ahead: list[PlannedHourState]
 
 
 class LevelState(Struct):

@@ -338,9 +338,13 @@ class ControlPlane:
             self.audit(
                 "policy",
                 active.actor,
-                asked={"revision": wanted.policy.revision, "mode": wanted.policy.spec.mode},
+                asked={
+                    "policy": wanted.policy.metadata.name,
+                    "revision": wanted.policy.revision,
+                    "mode": wanted.policy.spec.mode,
+                },
                 result="applied",
-                reason=active.held_back or f"policy {wanted.policy.metadata.name} is carried out in mode {wanted.mode}",
+                reason=f"{active.reason}; held back: {active.held_back}" if active.held_back else active.reason,
             )
         elif before.now != wanted.now:
             rules = ", ".join(sorted(set(wanted.now.rules.values()))) or None

@@ -157,7 +157,11 @@ class Sampler:
         self._rates.append((now, self._generated_tokens(), self._latency.finished_requests, counter_j))
         while now - self._rates[0][0] > RATE_WINDOW_S + STEP_S:
             self._rates.popleft()
-        values: dict[str, float | None] = {"ttft_p99_s": summary.ttft_p99_s, "tpot_p99_s": summary.tpot_p99_s}
+        values: dict[str, float | None] = {
+            "ttft_p95_s": summary.ttft_p95_s,
+            "ttft_p99_s": summary.ttft_p99_s,
+            "tpot_p99_s": summary.tpot_p99_s,
+        }
         began, tokens, requests, joules = self._rates[0]
         span_s = now - began
         if span_s > 0:

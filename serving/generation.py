@@ -31,7 +31,8 @@ class TextDelta:
     """What came for choice `index`. The texts of a choice join to its whole text; the last delta has a finish reason.
 
     `token_ids` holds every token that was generated, the hidden ones (end of sequence, stop string) included.
-    `stop_reason`: the stop string or stop token that ended it, when the request named one.
+    `stop_reason`: the stop string or stop token that ended it, when the request named one. `admitted_s`: when the
+    engine began with it (monotonic seconds), None where it does not say.
     """
 
     index: int
@@ -41,6 +42,7 @@ class TextDelta:
     num_cached_tokens: int
     finish_reason: FinishReasonText | None = None
     stop_reason: int | str | None = None
+    admitted_s: float | None = None
 
 
 async def text_deltas(
@@ -134,4 +136,5 @@ class _Assembly:
             delta.num_cached_tokens,
             finish_reason,
             stop_reason,
+            delta.admitted_s,
         )

@@ -36,6 +36,7 @@ class LatencySummary:
     window_s: float
     requests: int
     ttft_p50_s: float | None
+    ttft_p95_s: float | None
     ttft_p99_s: float | None
     tpot_p50_s: float | None
     tpot_p99_s: float | None
@@ -77,6 +78,7 @@ class LatencyWindow:
             self.window_s,
             len(self._ended),
             percentile(ttfts, 0.5),
+            percentile(ttfts, 0.95),
             percentile(ttfts, 0.99),
             percentile(tpots, 0.5),
             percentile(tpots, 0.99),

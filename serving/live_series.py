@@ -26,6 +26,7 @@ _BASE: dict[str, tuple[str, bool, str]] = {
     "output_tokens_per_s": ("1/s", False, "Generated tokens a second over the last 10 s."),
     "requests_per_s": ("1/s", False, "Requests finished a second over the last 10 s."),
     "joules_per_token": ("J", False, "Joules of all devices for each generated token over the last 10 s."),
+    "ttft_p95_s": ("s", False, "95th percentile of the time to the first token over the last minute."),
     "ttft_p99_s": ("s", False, "99th percentile of the time to the first token over the last minute."),
     "tpot_p99_s": ("s", False, "99th percentile of the time between tokens over the last minute."),
 }

@@ -128,6 +128,7 @@ class SteeredCarbonPlane(CarbonPlane):
             accounts[name] = kept or TenantAccount(tenant.budget)
         if settings.levels.ids != self.settings.levels.ids:
             self._plan, self._brief_plans, self._floor_plans = None, {}, {}
+            self._planned_hours = ()
             self.books = BudgetBooks(self._now())
         if count != self.energy_model.levels:
             self.energy_model, self.quality = EnergyModel(count), QualityBook(count)

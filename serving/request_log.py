@@ -37,13 +37,17 @@ class _Choice:
 
 @dataclass(slots=True)
 class RequestLife:
-    """What is seen of a request while it is served. Times are monotonic seconds. `answer`: kept only where wanted."""
+    """What is seen of a request while it is served. Times are monotonic seconds. `answer`: kept only where wanted.
+    `admitted_s`: when the engine began with the first of its choices."""
 
     answer: list[str] | None = None
     finish_reason: str | None = None
+    admitted_s: float | None = None
     choices: dict[int, _Choice] = field(default_factory=dict)
 
     def saw(self, delta: TextDelta, now_s: float) -> None:
+        if delta.admitted_s is not None and (self.admitted_s is None or delta.admitted_s < self.admitted_s):
+            self.admitted_s = delta.admitted_s
         if delta.token_ids:
             choice = self.choices.get(delta.index)
             if choice is None:
@@ -85,6 +89,7 @@ class Finished:
     completion_tokens: int
     cached_tokens: int
     choices: int
+    queue_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float
@@ -188,6 +193,7 @@ def finished_of(
         completion_tokens=count.completion_tokens,
         cached_tokens=count.usage().prompt_tokens_details.cached_tokens,
         choices=len(run.generations),
+        queue_s=max(0.0, life.admitted_s - caller.arrival_s) if life.admitted_s is not None else None,
         ttft_s=first_s - caller.arrival_s if first_s is not None else None,
         tpot_s=life.tpot_s,
         e2e_s=e2e_s,
@@ -235,6 +241,7 @@ def row_of(finished: Finished, usage: EnergyUsage | None, basis: str | None, bou
         completion_tokens=finished.completion_tokens,
         cached_tokens=finished.cached_tokens,
         choices=finished.choices,
+        queue_s=finished.queue_s,
         ttft_s=finished.ttft_s,
         tpot_s=finished.tpot_s,
         e2e_s=finished.e2e_s,

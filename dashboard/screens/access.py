@@ -8,7 +8,7 @@ from dashboard import session, show
 from dashboard.errors import ApiError
 from dashboard.schema_access import KeyInfo, NewKey
 from dashboard.views import system as view
-from dashboard.views.formats import UNKNOWN, plain
+from dashboard.views.formats import UNKNOWN
 
 
 def page() -> None:
@@ -65,7 +65,7 @@ def change(keys: list[KeyInfo]) -> None:
     st.subheader("Rotate or revoke")
     names = {key.key_id: f"{key.key_id}: {key.name} ({', '.join(key.scopes)})" for key in keys}
     with st.form("key-change"):
-        chosen = str(st.selectbox("Key", list(names), format_func=lambda key_id: plain(names[key_id])))
+        chosen = str(st.selectbox("Key", list(names), format_func=lambda key_id: names[key_id]))
         reason = st.text_input("Reason", max_chars=300)
         with st.container(horizontal=True):
             rotate = st.form_submit_button("Rotate", icon=":material/autorenew:")

@@ -36,7 +36,10 @@ def grid() -> None:
     show.tile_row(view.tiles(carbon, now), snapshot)
     window = (view.since_unix_s(carbon, now) * 1000, (now + view.AHEAD_S) * 1000)
     made = [view.panel(carbon, now, session.colours())]
-    alt = "Carbon intensity of the last 24 hours and the forecast of the next 48 with its band from p10 to p90."
+    alt = (
+        "Carbon intensity of the last 24 hours and the forecast of the next 48 with its band from p10 to p90, and what "
+        "directives are planned to leave of it."
+    )
     show.panels(pd.DataFrame(), made, window, snapshot, "carbon-grid", alt, now * 1000, panel_px=210)
     facts = " · ".join(f"{name}: {value}" for name, value in view.provenance(carbon.intensity).items())
     st.caption(plain(facts))

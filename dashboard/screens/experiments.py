@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import altair
 import pandas as pd
 import streamlit as st
@@ -9,6 +11,9 @@ import streamlit as st
 from dashboard import session, show
 from dashboard.views import experiments as view
 from dashboard.views.formats import plain
+
+MAX_NAMED = 12
+"""With more runs than that names would lie on each other; the pointer still shows them."""
 
 
 def page() -> None:
@@ -20,16 +25,43 @@ def page() -> None:
     if not folder.is_dir():
         st.error(plain(f"{folder} is no folder."), icon=":material/folder_off:")
         return
-    runs = view.find(folder)
-    show.table(
-        view.rows(runs), "run-table", "Runs with throughput, latency and energy.", f"No {view.RESULT} below the folder."
-    )
-    readable = [run for run in runs if run.problem is None]
+    found = view.find(folder)
+    if not found:
+        st.info(
+            f"No {view.RESULT} below the folder. `gridserve experiment quick.yaml --out DIR/quick` writes some.",
+            icon=":material/inbox:",
+        )
+        return
+    experiment, averaged = choose(found, folder)
+    runs = view.of(found, experiment)
+    shown = view.over_seeds(runs) if averaged else runs
+    show.table(view.rows(shown), "run-table", "Runs with throughput, latency and energy.", "")
+    st.caption(plain(f"{len(runs)} runs on disk; joules: {view.methods(runs)}"))
+    readable = [run for run in shown if run.problem is None]
     axes = view.axes(readable)
     if len(axes) >= 2:
         scatter(readable, axes)
     if len(readable) >= 2:
         comparison(readable)
+
+
+def choose(found: list[view.Run], folder: Path) -> tuple[str, bool]:
+    """The experiment to show, and whether its seeds are averaged."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        experiment = str(st.selectbox("Experiment", view.experiments(found), key="experiment", width=320))
+        report = view.report_of(folder, experiment)
+        if report is not None:
+            st.download_button(
+                "Its report (HTML)",
+                data=report.read_bytes,
+                file_name=f"{Path(experiment).name}-{view.REPORT}",
+                mime="text/html",
+                icon=":material/download:",
+                key="experiment-report",
+                on_click="ignore",
+            )
+        averaged = experiment != view.ALONE and st.toggle("Means over seeds", value=True, key="experiment-means")
+    return experiment, averaged
 
 
 def scatter(runs: list[view.Run], axes: dict[str, str]) -> None:
@@ -46,11 +78,21 @@ def scatter(runs: list[view.Run], axes: dict[str, str]) -> None:
     if not points:
         st.info("No run has both figures.")
         return
+    st.altair_chart(
+        pareto_chart(pd.DataFrame(points).sort_values("x"), x, y),
+        height=340,
+        key="pareto",
+        alt=f"{y} against {x}; best runs: {', '.join(sorted(best))}.",
+    )
+    st.caption(plain(f"Not beaten by any other run: {', '.join(sorted(best))}"))
+
+
+def pareto_chart(frame: pd.DataFrame, x: str, y: str) -> altair.LayerChart:
+    """Points of all runs, a line through the front, and names where they find room."""
     colours = session.colours()
-    frame = pd.DataFrame(points).sort_values("x")
     base = altair.Chart(frame).encode(
-        x=altair.X("x:Q", title=x, scale=altair.Scale(zero=False)),
-        y=altair.Y("y:Q", title=y, scale=altair.Scale(zero=False)),
+        x=altair.X("x:Q", title=x, scale=altair.Scale(zero=False, padding=30)),
+        y=altair.Y("y:Q", title=y, scale=altair.Scale(zero=False, padding=20)),
     )
     dots = base.mark_point(size=110, filled=True).encode(
         shape=altair.Shape("front:N", legend=None),
@@ -58,10 +100,10 @@ def scatter(runs: list[view.Run], axes: dict[str, str]) -> None:
         tooltip=[altair.Tooltip("run:N"), altair.Tooltip("x:Q", title=x), altair.Tooltip("y:Q", title=y)],
     )
     line = base.transform_filter("datum.front").mark_line(color=colours.blue, strokeDash=[4, 3])
-    st.altair_chart(
-        line + dots, height=340, key="pareto", alt=f"{y} against {x}; best runs: {', '.join(sorted(best))}."
-    )
-    st.caption(plain(f"Not beaten by any other run: {', '.join(sorted(best))}"))
+    if len(frame) > MAX_NAMED:
+        return line + dots
+    names = base.mark_text(align="left", dx=9, dy=-9, color=colours.text, fontSize=12).encode(text="run:N")
+    return line + dots + names
 
 
 def comparison(runs: list[view.Run]) -> None:

@@ -67,7 +67,7 @@ def long_chart(span_s: float) -> None:
     if snapshot.state is None:
         return
     session.live().frame(snapshot.state.now_unix_s)
-    wanted = ("power_w", "power_limit_w{", "sm_clock_mhz{", "asked_clock_mhz{", "intensity_g_per_kwh", "ttft_p99_s")
+    wanted = ("power_w", "power_limit_w{", "sm_clock_mhz{", "asked_clock_mhz{", "intensity_g_per_kwh", "ttft_p9")
     names = [info.name for info in session.live().catalogue() if info.name.startswith(wanted)]
     frame = session.ask(lambda _: session.history(names, span_s, snapshot.state.now_unix_s if snapshot.state else 0.0))
     if frame is not None:
@@ -83,7 +83,10 @@ def draw(snapshot: Snapshot, frame: pd.DataFrame, span_s: float) -> None:
     frame = view.with_total_limit(frame)
     happened = view.marks(session.recent_audit(), since_ms)
     made = view.panels(frame, state, session.carbon(), happened, session.colours())
-    alt = "Power and cap, SM clock, carbon intensity with forecast, and TTFT p99 with SLO, on one time axis."
+    alt = (
+        "Power and cap, SM clock, carbon intensity with forecast and plan, and TTFT p95 and p99 with SLO, "
+        "on one time axis."
+    )
     window_ms = (since_ms, now_ms + AHEAD * span_s * 1000)
     show.panels(frame, made, window_ms, snapshot, "overview-stack", alt, now_ms)
     span = next(name for name, seconds in RANGES.items() if seconds == span_s)

@@ -61,7 +61,7 @@ def life(record: RequestRecord) -> None:
     if spec is None:
         st.info("Neither times nor joules are on record for this request.", icon=":material/block:")
     else:
-        spoken = ", ".join(f"{name} {value:.3f} s" for name, value, _ in view.phases(record))
+        spoken = ", ".join(f"{phase.name} {phase.seconds:.3f} s" for phase in view.phases(record))
         st.echarts_chart(spec, height=176, key="life", alt=f"Life of the request: {spoken}.")
     st.caption("Joules " + show.origin_line(view.energy_origin(record)))
     st.caption("Grams " + show.origin_line(view.carbon_origin(record)))

@@ -9,7 +9,7 @@ from dashboard.schema_state import Intensity
 from dashboard.views.charts import Line, Panel
 from dashboard.views.formats import UNKNOWN, ago, clock, count, duration, grams, joules, number, share
 from dashboard.views.origin import DataState, Origin, missing, of_intensity
-from dashboard.views.overview import Tile, forecast_band
+from dashboard.views.overview import Tile, forecast_band, plan_line
 from dashboard.views.palette import Palette
 
 COUNTERFACTUAL = "against every answer at L0"
@@ -81,6 +81,7 @@ def panel(carbon: CarbonState, now_unix_s: float, colours: Palette) -> Panel:
         points = [(p.start_unix_s * 1000, p.g_per_kwh) for p in carbon.forecast.points]
         end = (last.end_unix_s * 1000, last.g_per_kwh)
         lines.append(Line("forecast", colours.orange, points=[*points, end], step=True, dashed=True))
+        lines += plan_line(carbon, colours)
     origin = of_intensity(now)
     return Panel("Carbon intensity", "g/kWh", lines, band=forecast_band(carbon, colours), origin=origin)
 

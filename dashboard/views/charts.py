@@ -12,6 +12,7 @@ from dashboard.views.origin import Origin
 from dashboard.views.palette import Palette
 
 MAX_POINTS = 2000
+NEAR_LIMIT = 10.0
 PANEL_PX = 104
 GAP_PX = 42
 TOP_PX = 34
@@ -201,7 +202,18 @@ def _series(
         option["series"].append(drawn)
     guides = _guides(panel, colours, now_ms)
     if guides:
-        option["series"].append(axes | {"name": f"guides {index}", "data": [], "silent": True, "markLine": guides})
+        unseen = {"lineStyle": {"opacity": 0}, "tooltip": {"show": False}, "silent": True}
+        # A line across does not stretch an axis; a point does. Far above the data it would flatten them instead.
+        stretch = [[option["xAxis"][index]["min"], panel.limit[1]]] if panel.limit and _is_near(panel, source) else []
+        option["series"].append(axes | unseen | {"name": f"guides {index}", "data": stretch, "markLine": guides})
+
+
+def _is_near(panel: Panel, source: pd.DataFrame | None) -> bool:
+    """Whether the limit is at most `NEAR_LIMIT` times the largest value that is drawn."""
+    columns = [line.column for line in panel.lines if source is not None and line.column in source.columns]
+    if source is None or panel.limit is None or not columns:
+        return False
+    return bool(source[columns].max().max() * NEAR_LIMIT >= panel.limit[1])
 
 
 def _band(band: Band, index: int) -> list[dict[str, Any]]:

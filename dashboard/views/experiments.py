@@ -1,28 +1,34 @@
-"""Experiment results: folders with a `result.json`, their figures, and which runs no other beats."""
+"""Experiment results: folders with a `result.json`, their figures over all seeds, and which runs no other beats."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dashboard.views.formats import UNKNOWN, number
+from dashboard.views.formats import UNKNOWN, count, number, share
 
-RESULT = "result.json"
+RESULT, CELL, REPORT = "result.json", "cell.json", "report.html"
+ALONE = "single runs"
 MAX_DEPTH = 4
 MAX_RUNS = 500
 MAX_BYTES = 20_000_000
+PLACE = ("policy", "trace", "variant", "zone")
+"""What tells the cells of an experiment apart, but for the seed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """`figures`: scalars of the result file as written. `problem`: why it cannot be read."""
+    """`figures`: scalars of the result file as written, or their means over `seeds` runs. `problem`: why it cannot be
+    read. `experiment`: the folder of the experiment it is a cell of; None for a run of its own."""
 
     name: str
-    figures: dict[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    experiment: str | None = None
+    seeds: int = 1
 
     def value(self, key: str) -> float | None:
         found = self.figures.get(key)
@@ -30,11 +36,13 @@ class Run:
 
 
 AXES = {
+    "Energy per output token (J)": "energy_j_per_output_token",
+    "TPOT p99 (ms)": "p99_tpot_ms",
+    "TTFT p99 (ms)": "p99_ttft_ms",
     "Energy per request (J)": "attributed_j_per_request",
     "Energy of the device (J)": "energy_j",
+    "CO2e per request (g)": "co2e_g_per_request",
     "CO2e of requests (g)": "attributed_co2e_g",
-    "TTFT p99 (ms)": "p99_ttft_ms",
-    "TPOT p99 (ms)": "p99_tpot_ms",
     "Total time p99 (ms)": "p99_e2el_ms",
     "TTFT median (ms)": "median_ttft_ms",
     "TPOT median (ms)": "median_tpot_ms",
@@ -53,18 +61,76 @@ def find(folder: Path) -> list[Run]:
 
 
 def read(path: Path, below: Path) -> Run:
-    name = str(path.parent.relative_to(below)) if path.parent != below else path.parent.name
+    """A run; one of an experiment has a `cell.json` beside it, which says which cell it is."""
+    folder = path.parent
+    name = str(folder.relative_to(below)) if folder != below else folder.name
+    cell = folder / CELL
+    experiment = None
+    if cell.is_file() and not cell.is_symlink() and folder.parent.name == "runs":
+        owner = folder.parent.parent
+        experiment = str(owner.relative_to(below)) if owner != below and owner.is_relative_to(below) else owner.name
+        path = cell
     try:
         if path.stat().st_size > MAX_BYTES:
-            return Run(name, {}, f"larger than {MAX_BYTES // 1_000_000} MB")
+            return Run(name, problem=f"larger than {MAX_BYTES // 1_000_000} MB", experiment=experiment)
         document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        return Run(name, {}, f"cannot be read: {error}")
+        return Run(name, problem=f"cannot be read: {error}", experiment=experiment)
     if not isinstance(document, dict):
-        return Run(name, {}, "is no result")
-    info = document.get("info", {})
-    scalars = {k: v for k, v in {**info, **document}.items() if not isinstance(v, dict | list)}
-    return Run(name, scalars)
+        return Run(name, problem="is no result", experiment=experiment)
+    info = document.get("info")
+    whole = {**(info if isinstance(info, dict) else {}), **document}
+    return Run(name, {k: v for k, v in whole.items() if not isinstance(v, dict | list)}, None, experiment)
+
+
+def experiments(runs: Sequence[Run]) -> list[str]:
+    """Names of the experiments, then `ALONE` where there are runs of none."""
+    named = sorted({run.experiment for run in runs if run.experiment is not None})
+    return named + ([ALONE] if any(run.experiment is None for run in runs) else [])
+
+
+def of(runs: Sequence[Run], experiment: str) -> list[Run]:
+    return [run for run in runs if (run.experiment or ALONE) == experiment]
+
+
+def report_of(folder: Path, experiment: str) -> Path | None:
+    """The report that `gridserve experiment` wrote beside its runs."""
+    for path in (folder / experiment / REPORT, folder / REPORT):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_BYTES:
+            return path
+    return None
+
+
+def over_seeds(runs: Sequence[Run]) -> list[Run]:
+    """Runs that differ in the seed alone made one, named by what tells it from the others. Runs of no experiment and
+    those that cannot be read stay as they are."""
+    places: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        alone = run.experiment is None or run.problem is not None
+        key = (run.name,) if alone else tuple(str(run.figures.get(part)) for part in PLACE)
+        places.setdefault(key, []).append(run)
+    varied = [part for n, part in enumerate(PLACE) if len({key[n] for key in places if len(key) > 1}) > 1]
+    made = []
+    for key, same in places.items():
+        if len(key) == 1:
+            made += same
+            continue
+        words = [str(same[0].figures.get(part)) for part in varied or PLACE[:1]]
+        made.append(Run(" · ".join(words), _means(same), None, same[0].experiment, len(same)))
+    return made
+
+
+def _means(runs: Sequence[Run]) -> dict[str, Any]:
+    """A figure that one run lacks is unknown for all; a word on which they do not agree is left out."""
+    figures: dict[str, Any] = {}
+    for key in runs[0].figures:
+        values = [run.value(key) for run in runs]
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            figures[key] = sum(known) / len(known)
+        elif not known and len({str(run.figures.get(key)) for run in runs}) == 1:
+            figures[key] = runs[0].figures[key]
+    return figures
 
 
 def axes(runs: Sequence[Run]) -> dict[str, str]:
@@ -79,16 +145,24 @@ def pareto(runs: Sequence[Run], x: str, y: str) -> set[str]:
     return {name for name, a, b in known if not any((c <= a and d <= b) and (c < a or d < b) for _, c, d in known)}
 
 
+def methods(runs: Iterable[Run]) -> str:
+    """How the joules of these runs were obtained."""
+    return ", ".join(sorted({str(run.figures.get("energy_method") or "missing") for run in runs if not run.problem}))
+
+
 def rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     return [
         {
             "Run": run.name,
+            "Seeds": count(run.seeds),
             "Kind": str(run.figures.get("kind", UNKNOWN)),
             "Model": str(run.figures.get("model_id", UNKNOWN)),
-            "Completed": number(run.value("completed"), digits=6),
+            "Completed": count(run.value("completed")),
             "Output tok/s": number(run.value("output_throughput"), digits=4),
             "TTFT p99 (ms)": number(run.value("p99_ttft_ms"), digits=4),
             "TPOT p99 (ms)": number(run.value("p99_tpot_ms"), digits=4),
+            "In SLO": share(run.value("slo_attainment"), 1),
+            "J per output token": number(run.value("energy_j_per_output_token"), digits=4),
             "J per request": number(run.value("attributed_j_per_request"), digits=4),
             "Energy": str(run.figures.get("energy_method") or "missing"),
             "Problem": run.problem or "",
@@ -98,9 +172,10 @@ def rows(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def compare(first: Run, second: Run) -> list[dict[str, str]]:
-    """Figures both have, and the second against the first."""
+    """Figures both have, and the second against the first. Those of the page's axes come first."""
     made = []
-    for key in first.figures:
+    keys = [*dict.fromkeys([key for key in AXES.values() if key in first.figures] + list(first.figures))]
+    for key in keys:
         a, b = first.value(key), second.value(key)
         if a is None or b is None:
             continue

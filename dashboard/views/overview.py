@@ -37,7 +37,7 @@ def tiles(snapshot: Snapshot) -> list[Tile]:
     state = snapshot.state
     if state is None:
         reason = snapshot.error or "no answer yet"
-        labels = ("Energy per token", "Power", "CO2e per 1k tok", "TTFT p99", "Waiting", "Policy")
+        labels = ("Energy per token", "Power", "CO2e per 1k tok", "TTFT p95", "Waiting", "Policy")
         return [Tile(label, UNKNOWN, "", missing("admin API", reason), "") for label in labels]
     return [_energy(state), _power(state), _carbon(state), _ttft(state), _waiting(state), _policy(state)]
 
@@ -93,13 +93,17 @@ def _carbon(state: State) -> Tile:
 
 
 def _ttft(state: State) -> Tile:
+    """p95 at a glance; the SLO of a policy is one of p99, so p99 stands beside it and decides whether it is held."""
     latency = state.latency
-    value, slo = latency.ttft_p99_s, latency.slo_ttft_s
-    against = f"SLO {seconds(slo)}" if slo is not None else "no SLO set"
-    origin = of_latency(state)
-    text = "Time to the first token, 99th percentile of requests finished in the last minute."
-    bad = value is not None and slo is not None and value > slo
-    return Tile("TTFT p99", seconds(value), against, origin, text, bad)
+    tail, slo = latency.ttft_p99_s, latency.slo_ttft_s
+    limit = "no SLO set" if slo is None else "SLO " + seconds(slo).replace(".00 ", " ")
+    against = f"p99 {seconds(tail)}, {limit}"
+    text = (
+        "Time to the first token, 95th percentile of requests finished in the last minute. The policy's SLO is for the "
+        "99th: the tile warns when that one is beyond it."
+    )
+    bad = tail is not None and slo is not None and tail > slo
+    return Tile("TTFT p95", seconds(latency.ttft_p95_s), against, of_latency(state), text, bad)
 
 
 def _waiting(state: State) -> Tile:
@@ -244,10 +248,21 @@ def _intensity_panel(frame: pd.DataFrame, state: State, carbon: CarbonState | No
                 dashed=True,
             )
         )
+        lines += plan_line(carbon, colours)
         band = forecast_band(carbon, colours)
     if "intensity_g_per_kwh" not in frame.columns and forecast is None:
         note, lines = "no intensity: the policy names no carbon zone, or no feed answered", []
     return Panel("Carbon intensity", "g/kWh", lines, band=band, note=note, origin=of_intensity(state.intensity))
+
+
+def plan_line(carbon: CarbonState | None, colours: Palette) -> list[Line]:
+    """The forecast less what directives are planned to save of it: the gap between both lines is the saving."""
+    ahead = carbon.plan.ahead if carbon is not None and carbon.plan is not None else []
+    if not ahead:
+        return []
+    points = [(hour.start_unix_s * 1000, hour.g_per_kwh * (1.0 - hour.saving)) for hour in ahead]
+    end = (points[-1][0] + 3_600_000, points[-1][1])
+    return [Line("planned, with directives", colours.blue, points=[*points, end], step=True)]
 
 
 def forecast_band(carbon: CarbonState | None, colours: Palette) -> Band | None:
@@ -266,14 +281,16 @@ def forecast_band(carbon: CarbonState | None, colours: Palette) -> Band | None:
 
 
 def _latency_panel(frame: pd.DataFrame, state: State, colours: Palette) -> Panel:
-    lines = [Line("TTFT p99", colours.purple, "ttft_p99_s")]
+    percentiles = (("p95", colours.purple, "ttft_p95_s"), ("p99", colours.grey, "ttft_p99_s"))
+    lines = [Line(name, colour, column) for name, colour, column in percentiles if is_known(frame, column)]
     slo = state.latency.slo_ttft_s
-    note = None
-    if "ttft_p99_s" not in frame.columns or not frame["ttft_p99_s"].notna().any():
-        note = "no request finished in this window"
-    return Panel(
-        "TTFT p99", "s", lines, limit=None if slo is None else ("SLO", slo), note=note, origin=of_latency(state)
-    )
+    note = None if lines else "no request finished in this window"
+    limit = None if slo is None else ("SLO of p99", slo)
+    return Panel("TTFT", "s", lines, limit=limit, note=note, origin=of_latency(state))
+
+
+def is_known(frame: pd.DataFrame, column: str) -> bool:
+    return column in frame.columns and bool(frame[column].notna().any())
 
 
 def of_latency(state: State) -> Origin:

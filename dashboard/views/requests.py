@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dashboard.schema_records import RequestRecord
@@ -10,7 +11,7 @@ from dashboard.views.formats import UNKNOWN, clock, count, grams, number, second
 from dashboard.views.origin import DataState, Origin, missing, of_method
 from dashboard.views.palette import Palette
 
-METHODS = {"measured": "live"}
+UNSPLIT = "queue and prefill"
 
 
 def rows(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:
@@ -59,25 +60,36 @@ def carbon_origin(record: RequestRecord) -> Origin:
     return Origin(state, f"{record.intensity_source or 'no source'} ({record.intensity_kind or 'kind not known'})")
 
 
-def phases(record: RequestRecord) -> list[tuple[str, float, float | None]]:
-    """(name, seconds, joules) in order. The record has no time of admission: waiting and prefill are one phase."""
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a request's life. `joules` None: not known, or no work is done in it."""
+
+    name: str
+    seconds: float
+    joules: float | None
+
+
+def phases(record: RequestRecord) -> list[Phase]:
+    """In order. Without a time of admission on record waiting and prefill cannot be told apart."""
     if record.e2e_s is None or record.ttft_s is None:
         return []
-    return [
-        ("queue and prefill", record.ttft_s, record.prefill_j),
-        ("decode", max(0.0, record.e2e_s - record.ttft_s), record.decode_j),
-    ]
+    decode = Phase("decode", max(0.0, record.e2e_s - record.ttft_s), record.decode_j)
+    if record.queue_s is None:
+        return [Phase(UNSPLIT, record.ttft_s, record.prefill_j), decode]
+    queue = min(record.queue_s, record.ttft_s)
+    return [Phase("queue", queue, None), Phase("prefill", record.ttft_s - queue, record.prefill_j), decode]
 
 
 def life_spec(record: RequestRecord, colours: Palette) -> dict[str, Any] | None:
     """Time above, joules below, each as one split bar. None where the record has neither."""
-    times = [(name, value) for name, value, _ in phases(record)]
+    times = [(phase.name, phase.seconds) for phase in phases(record)]
     parts = [("prefill", record.prefill_j), ("decode", record.decode_j), ("idle share", record.idle_j)]
     known = [(name, value) for name, value in parts if value is not None]
     if not times and not known:
         return None
     tints = {
-        "queue and prefill": colours.sky,
+        "queue": colours.orange,
+        UNSPLIT: colours.sky,
         "prefill": colours.sky,
         "decode": colours.blue,
         "idle share": colours.grey,
@@ -134,6 +146,7 @@ def facts(record: RequestRecord) -> dict[str, str]:
             record.energy_j / record.completion_tokens if record.energy_j and record.completion_tokens else None, "J"
         ),
         "Grid": f"{number(record.intensity_g_per_kwh, 'g/kWh')} in {record.zone or UNKNOWN}",
+        "Waited": "not on record" if record.queue_s is None else seconds(record.queue_s),
         "Operational": grams(record.operational_g),
         "Embodied": grams(record.embodied_g),
         "Time per output token": seconds(record.tpot_s),

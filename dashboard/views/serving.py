@@ -51,7 +51,7 @@ def tiles(state: State) -> list[Tile]:
         Tile(
             "TTFT p99",
             seconds(latency.ttft_p99_s),
-            f"p50 {seconds(latency.ttft_p50_s)}, SLO {seconds(latency.slo_ttft_s)}",
+            f"p50 {seconds(latency.ttft_p50_s)}, p95 {seconds(latency.ttft_p95_s)}, SLO {seconds(latency.slo_ttft_s)}",
             recent,
             "Time to the first token, of requests finished in the last minute.",
             _over(latency.ttft_p99_s, latency.slo_ttft_s),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   GRIDSERVE_ADMIN_TOKEN=... gridserve dashboard --api http://127.0.0.1:9000 --port 8501
   gridserve dashboard --access proxy --users users.toml --host 0.0.0.0 --allowed-host ops.example.org
+  gridserve dashboard --access oidc --users users.toml --secrets secrets.toml
 """
 
 
@@ -33,6 +34,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--port", type=int, help="(8501)")
     parser.add_argument("--access", choices=("local", "proxy", "oidc"), help="who may open it (local)")
     parser.add_argument("--users", metavar="FILE", help="roles of users, for proxy and oidc access")
+    parser.add_argument("--secrets", metavar="FILE", help="TOML with [auth], for oidc access")
     parser.add_argument("--user-header", metavar="NAME", help="with proxy access (X-Forwarded-Email)")
     parser.add_argument("--allowed-host", action="append", metavar="NAME", help="Host header to serve")
     parser.add_argument("--experiments", metavar="DIR", help="result folders for the experiments page")
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("dashboard") is None or importlib.util.find_spec("streamlit") is None:
         raise CommandError("the dashboard is not installed here; install gridserve with its dependencies")
     command = [sys.executable, "-m", "dashboard"]
-    for name in ("api", "inference_api", "host", "port", "access", "users", "user_header", "experiments"):
+    for name in ("api", "inference_api", "host", "port", "access", "users", "secrets", "user_header", "experiments"):
         value = getattr(arguments, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

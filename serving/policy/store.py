@@ -36,13 +36,15 @@ class ReadOnlyPolicyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """The policy in force. `mode` is what it may do now; `held_back` says why that is less than it asks for."""
+    """The policy in force. `mode` is what it may do now; `held_back` says why that is less than it asks for. `reason`:
+    why it was put in force, in the words of whoever did."""
 
     policy: Policy
     text: str
     warnings: tuple[Problem, ...]
     activated_at: datetime
     actor: str
+    reason: str
     mode: Mode
     held_back: str | None = None
 
@@ -143,7 +145,7 @@ class PolicyStore:
             self.log.append(record)
             _replace(self.path, text.encode())
             self._seen = text.encode()
-            self._active = self._as_active(loaded, actor, record.activated_at)
+            self._active = self._as_active(loaded, actor, record.reason, record.activated_at)
             self._set_alarm("reload", None)
             self.last_success_at = record.activated_at
             return self._active
@@ -165,7 +167,7 @@ class PolicyStore:
                 if refusal is None:
                     self._active = self._activate(loaded, active.actor, "the promotion gate has opened")
                 elif refusal != active.held_back:
-                    self._active = self._as_active(loaded, active.actor, active.activated_at)
+                    self._active = self._as_active(loaded, active.actor, active.reason, active.activated_at)
                 assert self._active.mode == mode
             return self._active
 
@@ -190,9 +192,9 @@ class PolicyStore:
         refusal = gate_refusal(gate, evidence)
         return ("enforce" if refusal is None else "shadow"), refusal
 
-    def _as_active(self, loaded: LoadedPolicy, actor: str, now: datetime) -> Active:
+    def _as_active(self, loaded: LoadedPolicy, actor: str, reason: str, now: datetime) -> Active:
         mode, refusal = self._mode(loaded.policy)
-        return Active(loaded.policy, loaded.text, loaded.warnings, now, actor, mode, refusal)
+        return Active(loaded.policy, loaded.text, loaded.warnings, now, actor, reason, mode, refusal)
 
     def _record(self, policy: Policy, text: str, actor: str, reason: str, now: datetime) -> RevisionRecord:
         return RevisionRecord(
@@ -207,7 +209,7 @@ class PolicyStore:
             self._set_alarm("record", None)
         except OSError as error:
             self._set_alarm("record", f"revision {loaded.policy.short_revision} is in force but not on record: {error}")
-        return self._as_active(loaded, actor, now)
+        return self._as_active(loaded, actor, reason, now)
 
     def _refused(self, error: str) -> Reload:
         self._set_alarm("reload", f"the last good policy stays in force; refused: {error}")

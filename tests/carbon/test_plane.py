@@ -22,6 +22,7 @@ from carbon.feeds.constant import ConstantFeed
 from carbon.feeds.recorded import RecordedFeed, electricity_maps_format, read_series
 from carbon.intensity import Basis, Boundary, CarbonIntensity, IntensityReading, Kind, Methodology, Tier
 from carbon.optimizer.classed import LevelCosts
+from carbon.plan_ahead import plan_ahead
 from carbon.plane import CarbonPlane
 from carbon.plane_values import Outcome, PlaneSettings, Tenant
 from carbon.planner import ClassState, PlanSettings, Snapshot, Strategy, make_plan
@@ -419,6 +420,43 @@ class TestStrategiesOfThePolicy:
         plan = make_plan(snapshot_of(state("loose", quality=quality), state("strict", quality=quality)), settings)
         assert plan.mixes["loose"].quality < 0.85
         assert plan.mixes["strict"].quality >= 0.99 - 1e-6
+
+
+class TestTheHoursAhead:
+    AHEAD = (300.0, 60.0, 180.0)
+    STARTS = tuple(NOW + n * HOUR for n in (1, 2, 3))
+
+    def hours(self, settings, *states, **more):
+        snapshot = snapshot_of(*states, ahead=self.AHEAD, ahead_starts=self.STARTS, **more)
+        plan = make_plan(snapshot, settings)
+        return plan, plan_ahead(snapshot, settings, plan)
+
+    def test_a_strategy_of_the_moment_saves_more_in_dirtier_hours(self):
+        known = state("c", quality=book(c=(0.45, 0.35)).estimate("c"))
+        plan, hours = self.hours(PlanSettings(tolerance=0.3, quality_floor=0.5, confidence=0.5), known)
+        assert [hour.start for hour in hours] == [NOW, *self.STARTS]
+        assert [hour.g_per_kwh for hour in hours] == [300.0, *self.AHEAD]
+        now, dirty, clean, between = (hour.saving for hour in hours)
+        assert now == pytest.approx(plan.saving)
+        assert dirty == pytest.approx(now)
+        assert clean < between < dirty
+
+    def test_the_hours_of_a_budget_make_up_the_saving_of_its_plan(self):
+        known = state("c", quality=book(c=(0.45, 0.35)).estimate("c"))
+        settings = PlanSettings(Strategy.BUDGETED, target=0.93, class_floor=0.5, confidence=0.5)
+        plan, hours = self.hours(settings, known)
+        weights = [hour.g_per_kwh for hour in hours]
+        assert len(hours) == 4
+        assert np.average([hour.saving for hour in hours], weights=weights) == pytest.approx(plan.saving)
+        assert hours[2].saving < hours[1].saving
+
+    def test_a_fixed_mix_saves_the_same_at_any_hour(self):
+        plan, hours = self.hours(PlanSettings(Strategy.FIXED, shares=(0.5, 0.3, 0.2)), state("new"))
+        assert [hour.saving for hour in hours] == pytest.approx([plan.saving] * 4)
+
+    def test_nothing_is_promised_where_nothing_is_known(self):
+        assert self.hours(PlanSettings(), state("new"))[1] == ()
+        assert self.hours(PlanSettings(Strategy.OFF), state("new"))[1] == ()
 
 
 async def test_a_tenant_with_a_promised_floor_gets_a_plan_of_its_own():

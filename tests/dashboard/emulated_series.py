@@ -15,6 +15,7 @@ ENGINE = {
     "output_tokens_per_s": "1/s",
     "requests_per_s": "1/s",
     "joules_per_token": "J",
+    "ttft_p95_s": "s",
     "ttft_p99_s": "s",
     "tpot_p99_s": "s",
 }
@@ -56,6 +57,7 @@ def value(world: World, name: str, t: float) -> float | None:
         "output_tokens_per_s": 1180 + 200 * wave(t, 200) + 60 * noise(t, "o"),
         "requests_per_s": 3.4 + wave(t, 200),
         "joules_per_token": 0.71 + 0.05 * wave(t, 90),
+        "ttft_p95_s": 0.24 + 0.07 * wave(t, 240) + 0.02 * noise(t, "m"),
         "ttft_p99_s": 0.31 + 0.1 * wave(t, 240) + 0.03 * noise(t, "l"),
         "tpot_p99_s": 0.034 + 0.004 * wave(t, 240),
     }

@@ -117,8 +117,9 @@ class World:
             {"applied": 24, "refused": 0}, 0, 0, [],
         )  # fmt: skip
         tokens = None if empty else 1180 + 200 * wave(t, 200)
+        tail = (0.24 + 0.07 * wave(t, 240), 0.31 + 0.1 * wave(t, 240))
         latency = api.LatencyState(
-            60.0, 0 if empty else 212, *((None,) * 4 if empty else (0.12, 0.31 + 0.1 * wave(t, 240), 0.021, 0.034)),
+            60.0, 0 if empty else 212, *((None,) * 5 if empty else (0.12, *tail, 0.021, 0.034)),
             1.0, 0.05, tokens, None if empty else 0.71 + 0.05 * wave(t, 90), None if empty else 0.0352,
         )  # fmt: skip
         revision = self.revisions[0]
@@ -175,9 +176,17 @@ class World:
             [api.LevelState("L0", None, None), api.LevelState("L1", "Always answer briefly", None),
              api.LevelState("L2", "Always answer very briefly", None)],
             None if stale else api.ForecastState("seasonal model", slot, 0.113, points),
-            api.PlanState("quality_budget", slot, intensity_at(t), self.tier(), 0.196, 0.171, mixes, []),
+            api.PlanState(
+                "quality_budget", slot, intensity_at(t), self.tier(), 0.196, 0.171, mixes, [], self.planned(slot)
+            ),
             history,
         )  # fmt: skip
+
+    def planned(self, slot: float) -> list[api.PlannedHourState]:
+        first = slot // 3600 * 3600
+        starts = [time.time() - 60, *(first + 3600.0 * hour for hour in range(1, 48))]
+        values = [(at, intensity_at(at)) for at in starts]
+        return [api.PlannedHourState(at, value, max(0.02, (value - 90) / 400)) for at, value in values]
 
     def _point(self, start: float, spread: float) -> api.ForecastPoint:
         value = intensity_at(start)
@@ -216,7 +225,8 @@ class World:
             tenant=TENANTS[index % 3], model="smollm2-135m-instruct", endpoint="chat", task_class=CLASSES[index % 3],
             directive=LEVELS[index % 3] if index % 3 != 1 else "L0", directive_reason="mix",
             policy_revision=self.revisions[0].revision, policy_mode=self.mode, priority=0, prompt_tokens=180,
-            completion_tokens=tokens, cached_tokens=64, choices=1, ttft_s=ttft, tpot_s=tpot, e2e_s=ttft + tokens * tpot,
+            completion_tokens=tokens, cached_tokens=64, choices=1, queue_s=0.4 * ttft, ttft_s=ttft,
+            tpot_s=tpot, e2e_s=ttft + tokens * tpot,
             energy_j=total, prefill_j=prefill, decode_j=decode, idle_j=idle, energy_method=self.method(),
             energy_source="nvml_energy_counter", energy_uncertainty_percent=3.0,
             operational_g=total / 3.6e6 * 1.2 * intensity, embodied_g=0.00003, intensity_g_per_kwh=intensity,

@@ -6,22 +6,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import dashboard_browser as chromium
+from live_server import LiveServer, small, until
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from dashboard.client import AdminClient
@@ -54,44 +51,17 @@ PAGES = {
 LINKS = {"gpus": "GPUs and power", "budgets": "Tenants and budgets", "feeds": "Feeds and health"}
 
 
-class Server:
+class Server(LiveServer):
     """One `gridserve serve` with policy, ledger and admin API, on a simulated device and a bundled intensity."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.policy = folder / "policy.yaml"
         self.policy.write_text(working_copy(), encoding="utf-8")
-        command = [sys.executable, "-m", "serving.cli", "serve", "--model", str(model), "--port", "0", "--threads", "1"]
-        command += ["--admin-port", "0", "--policy", str(self.policy), "--ledger", str(folder / "ledger")]
-        command += ["--max-model-len", "512", "--kv-cache-memory", "4M", "--served-model-name", "tiny"]
-        command += ["--device", "simulated:h100-sxm"]
-        environment = os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        said = ""
-        assert self.process.stdout is not None
-        while "serves tiny" not in said and (line := self.process.stdout.readline()):
-            said += line
-        self.url = re.findall(r"at (http://\S+)/v1", said)[0]
-        self.admin = re.findall(r"admin API at (http://[^\s,]+)", said)[0]
-
-    def get(self, path: str, **parameters: Any) -> Any:
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        answer = httpx.get(f"{self.admin}/api/v1/{path}", params=parameters, headers=headers, timeout=30)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def ask(self, text: str = "Hello") -> None:
-        body = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": text}]}
-        assert httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        options = ["--policy", str(self.policy), "--ledger", str(folder / "ledger")]
+        super().__init__("serve", *small(model), *options, ready="serves tiny", token=TOKEN)
 
     def reasons(self, kind: str) -> list[str]:
-        return [row["reason"] for row in self.get("audit", kind=kind)["rows"]]
-
-    def stop(self) -> int:
-        self.process.terminate()
-        status = self.process.wait(timeout=60)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        return status
+        return [row["reason"] for row in self.audit(kind)]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +73,17 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def link(server: Server) -> Iterator[str]:
-    with chromium.dashboard(server.admin, server.url, TOKEN) as opened:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of the quick experiment, as the command writes them."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "serving.cli", "experiment", "quick.yaml", "--out", str(folder / "quick")]
+    subprocess.run([*command, "--seeds", "1", "2", "--jobs", "1"], check=True, capture_output=True, timeout=240)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def link(server: Server, results: Path) -> Iterator[str]:
+    with chromium.dashboard(server.admin, server.url, TOKEN, "--experiments", str(results)) as opened:
         yield opened
 
 
@@ -132,14 +111,6 @@ def visit(browser: Browser, link: str) -> Iterator[Callable[[str], Page]]:
     context.close()
     assert left == []
     assert failed == []
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.1)
-    return found
 
 
 def seen(where: Page | Locator, text: str | re.Pattern[str]) -> None:
@@ -251,8 +222,39 @@ def test_policy_goes_from_an_error_over_shadow_to_enforce(server: Server, visit:
     assert server.get("state")["policy"]["mode"] == "enforce"
     assert "tpot_p99_ms: 60" in server.policy.read_text()
     revisions = {row["reason"]: row["revision"] for row in server.get("policy/revisions")["revisions"]}
-    rows = [row for row in server.get("audit", kind="policy")["rows"] if row["actor"] == "local"]
-    assert {row["asked"]["revision"] for row in rows} >= {revisions["try it first"], revisions["it did well"]}
+    rows = {row["reason"]: row for row in server.audit("policy")}
+    for reason, mode in (("try it first", "shadow"), ("it did well", "enforce")):
+        row = rows[reason]
+        assert (row["actor"], row["asked"]["mode"]) == ("local", mode)
+        assert row["asked"]["revision"] == revisions[reason]
+
+
+def test_policy_is_rolled_back_with_a_reason_that_stands_in_the_audit(
+    server: Server, visit: Callable[[str], Page]
+) -> None:
+    good = server.get("policy")
+    changed = good["text"].replace("tpot_p99_ms: 60", "tpot_p99_ms: 75")
+    server.post("policy/activate", text=changed, expected_revision=good["revision"], reason="looser for a day")
+    page = visit("policies")
+    page.get_by_role("tab", name="Revisions").click()
+    seen(page, "Earlier revision")
+    # The newest of the earlier ones is offered first, with what would change.
+    seen(page, good["revision"][:12])
+    page.get_by_label("Reason for the rollback").fill("too slow for the chat tenants")
+    page.get_by_label("Reason for the rollback").press("Enter")
+    page.get_by_role("button", name="Roll back to it").click()
+    seen(page, f"Rolled back: revision {good['revision'][:12]} is in force.")
+    assert server.get("policy")["text"] == good["text"]
+    assert server.policy.read_text() == good["text"]
+    assert server.get("state")["policy"]["revision"] == good["revision"]
+    (row,) = [row for row in server.audit("policy") if "too slow for the chat tenants" in row["reason"]]
+    assert (row["actor"], row["asked"]["revision"]) == ("local", good["revision"])
+    page.get_by_role("tab", name="Edit").click()
+    expect(page.get_by_role("textbox", name="Policy (YAML)")).to_have_value(re.compile("tpot_p99_ms: 60"))
+    page.get_by_role("link", name="Audit").click()
+    page.get_by_label("Words in actor, reason").fill("chat tenants")
+    page.get_by_label("Words in actor, reason").press("Enter")
+    seen(page, re.compile("1 of \\d+ rows on this page"))
 
 
 def test_audit_is_filtered_exported_and_checked(server: Server, visit: Callable[[str], Page], tmp_path: Path) -> None:
@@ -286,6 +288,38 @@ def test_chat_streams_three_levels_side_by_side_with_joules(visit: Callable[[str
     expect(figures).to_have_count(3, timeout=PATIENCE_MS)
     expect(page.get_by_text(re.compile("joules against the L0 answer to the same prompt"))).to_have_count(2)
     seen(page, "simulated, twin")
+
+
+def test_experiments_are_averaged_weighed_and_compared(
+    visit: Callable[[str], Page], results: Path, tmp_path: Path
+) -> None:
+    page = visit("experiments")
+    seen(page, "8 runs on disk; joules: simulated")
+    front = page.get_by_text(re.compile("Not beaten by any other run: .*"))
+    expect(front).to_have_text(re.compile("static 1005"), timeout=PATIENCE_MS)
+    expect(page.get_by_role("img", name=re.compile(r"TPOT p99 \(ms\) against Energy per output token"))).to_be_visible()
+    # The second of the first two policies against the first, out of the files themselves.
+    rows = [json.loads(path.read_text()) for path in results.glob("quick/runs/*/cell.json")]
+
+    def mean(policy: str) -> float:
+        values = [row["energy_j_per_output_token"] for row in rows if row["policy"] == policy]
+        assert len(values) == 2
+        return sum(values) / 2
+
+    with page.expect_download() as coming:
+        page.get_by_test_id("stDataFrame").last.hover()
+        page.get_by_test_id("stDataFrame").last.get_by_role("button", name="Download as CSV").click()
+    coming.value.save_as(tmp_path / "compared.csv")
+    with (tmp_path / "compared.csv").open(newline="", encoding="utf-8-sig") as file:
+        compared = {row["Figure"]: row for row in csv.DictReader(file)}
+    change = 100 * (mean("static 1005") / mean("default") - 1)
+    assert compared["energy_j_per_output_token"]["Change"] == f"{change:+.1f} %"
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Its report (HTML)").click()
+    coming.value.save_as(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_bytes() == (results / "quick" / "report.html").read_bytes()
+    page.get_by_text("Means over seeds").click()
+    seen(page, re.compile("quick/runs/"))
 
 
 def test_panic_by_keyboard_restores_driver_defaults(server: Server, visit: Callable[[str], Page]) -> None:

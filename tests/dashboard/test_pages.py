@@ -50,7 +50,7 @@ def test_api_refuses_a_wrong_token_and_the_page_says_so(open_page):
 def test_overview_has_six_tiles_with_their_states(open_page):
     page = open_page("overview")
     labels = [metric.label for metric in page.metric]
-    assert labels == ["Energy per token", "Power", "CO2e per 1k tok", "TTFT p99", "Waiting", "Policy"]
+    assert labels == ["Energy per token", "Power", "CO2e per 1k tok", "TTFT p95", "Waiting", "Policy"]
     found = texts(page)
     assert found.count("live]") >= 4
     assert found.count("-badge[") >= 7
@@ -165,3 +165,11 @@ def test_session_without_token_is_asked_for_one(url, monkeypatch):
     page.query_params["token"] = "printed"
     page.run()
     assert len(page.metric) == 6
+
+
+def test_experiments_page_without_results_says_how_to_make_some(open_page, tmp_path):
+    page = open_page("experiments", GRIDSERVE_DASHBOARD_EXPERIMENTS=tmp_path)
+    assert not page.exception
+    assert any("gridserve experiment quick.yaml" in info.value for info in page.info)
+    page = open_page("experiments", GRIDSERVE_DASHBOARD_EXPERIMENTS=tmp_path / "gone")
+    assert any("is no folder" in error.value for error in page.error)

@@ -95,6 +95,116 @@ def test_users_get_the_token_of_their_role(tmp_path):
         access.read_users(file)
 
 
+USERS = """
+groups_claim = "realm_access.roles"
+[tokens]
+viewer = "v"
+operator = "o"
+admin = "a"
+[users]
+"ana@example.org" = "viewer"
+[groups]
+ops = "operator"
+all = "viewer"
+boss = "admin"
+"""
+
+
+def test_the_strongest_group_gives_the_role_unless_the_user_has_one_of_their_own(tmp_path):
+    (tmp_path / "users.toml").write_text(USERS)
+    users = access.read_users(tmp_path / "users.toml")
+    assert users.token_of("max@example.org", ["all", "ops", "unheard of"]) == "o"
+    assert users.token_of("max@example.org", ["boss", "all"]) == "a"
+    assert users.token_of("ana@example.org", ["boss"]) == "v"
+    assert users.token_of("max@example.org", ["unheard of"]) is None
+    assert users.groups_claim == "realm_access.roles"
+
+
+@pytest.mark.parametrize(
+    ("claims", "claim", "groups"),
+    [
+        ({"groups": ["a", "b"]}, "groups", ["a", "b"]),
+        ({"groups": "a"}, "groups", ["a"]),
+        ({"realm_access": {"roles": ["a"]}}, "realm_access.roles", ["a"]),
+        ({"https://example.org/roles": ["a"]}, "https://example.org/roles", ["a"]),
+        ({"groups": [1, None, "a"]}, "groups", ["a"]),
+        ({"groups": {"a": 1}}, "groups", []),
+        ({"realm_access": "x"}, "realm_access.roles", []),
+        ({}, "groups", []),
+    ],
+)
+def test_groups_are_read_from_the_claim_that_the_provider_uses(claims, claim, groups):
+    assert access.groups_of(claims, claim) == groups
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('ops = "operator"', 'ops = "root"', "no such role: root"),
+        ('operator = "o"', "", "has none for operator"),
+        ('groups_claim = "realm_access.roles"', "groups_claim = 3", "must name a claim"),
+        ('viewer = "v"', "viewer = 1", "table of texts"),
+    ],
+)
+def test_a_faulty_file_of_users_says_what_to_mend(tmp_path, old, new, words):
+    (tmp_path / "users.toml").write_text(USERS.replace(old, new))
+    with pytest.raises(ValueError, match=words):
+        access.read_users(tmp_path / "users.toml")
+
+
+AUTH = """
+[auth]
+redirect_uri = "https://ops.example.org/oauth2callback"
+cookie_secret = "0123456789abcdef0123456789abcdef"
+client_id = "gridserve"
+client_secret = "s"
+server_metadata_url = "https://id.example.org/.well-known/openid-configuration"
+"""
+
+
+def test_sign_in_needs_secrets_that_streamlit_can_use(tmp_path, capsys):
+    users, secrets = tmp_path / "users.toml", tmp_path / "secrets.toml"
+    users.write_text(USERS)
+    secrets.write_text(AUTH)
+    arguments = parser().parse_args(
+        ["--access", "oidc", "--users", str(users), "--secrets", str(secrets), "--host", "0.0.0.0"]
+    )
+    check(arguments)
+    told = options(arguments.host, 8501, arguments.allowed_host, arguments.secrets)
+    assert ("server.allowedHosts", "ops.example.org") in told
+    assert ("secrets.files", str(secrets)) in told
+    assert main(["--access", "oidc", "--users", str(users)]) == 2
+    assert "needs --secrets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[auth]", "[other]", r"needs an \[auth\] table"),
+        ('client_id = "gridserve"', "", "lacks client_id"),
+        ("0123456789abcdef0123456789abcdef", "short", "32 random characters"),
+        ("/oauth2callback", "/", "with /oauth2callback behind it"),
+        ("https://ops", "http://ops", "must be https"),
+    ],
+)
+def test_faulty_secrets_are_refused_at_the_start(tmp_path, old, new, words):
+    (tmp_path / "secrets.toml").write_text(AUTH.replace(old, new))
+    with pytest.raises(ValueError, match=words):
+        access.read_auth(tmp_path / "secrets.toml")
+
+
+def test_the_admin_api_is_told_who_acts_with_a_shared_token():
+    asked = []
+
+    def handler(request):
+        asked.append(request.headers.get("x-gridserve-user"))
+        return httpx.Response(200, json={"name": "ops", "role": "operator"})
+
+    for user in ("josé@example.org", None):
+        AdminClient("http://127.0.0.1:9", "t", user, httpx.MockTransport(handler)).whoami()
+    assert asked == ["jos%C3%A9@example.org", None]
+
+
 def test_no_link_token_opens_nothing():
     assert not access.link_opens("", None)
     assert not access.link_opens("x", None)

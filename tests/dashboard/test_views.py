@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pandas as pd
 import pytest
@@ -140,6 +142,31 @@ def test_savings_name_their_counterfactual():
         assert (tile.value, tile.origin.state) == (UNKNOWN, DataState.MISSING)
 
 
+def test_the_plan_is_drawn_below_the_forecast_by_what_it_saves():
+    world = read(World().carbon(), CarbonState)
+    (line,) = overview.plan_line(world, LIGHT)
+    first = world.plan.ahead[0]
+    assert line.points[0] == (first.start_unix_s * 1000, pytest.approx(first.g_per_kwh * (1 - first.saving)))
+    # The last hour is drawn to its end.
+    assert line.points[-1][0] - line.points[-2][0] == 3_600_000
+    drawn = overview.panels(pd.DataFrame(), state(), world, [], LIGHT)[2]
+    assert [each.label for each in drawn.lines] == ["intensity", "forecast", "planned, with directives"]
+    nothing = msgspec.structs.replace(world, plan=msgspec.structs.replace(world.plan, ahead=[]))
+    assert overview.plan_line(nothing, LIGHT) == []
+    assert overview.plan_line(None, LIGHT) == []
+
+
+def test_ttft_is_shown_at_p95_and_judged_at_the_percentile_of_the_slo():
+    def tile(p95, p99):
+        latency = msgspec.structs.replace(state().latency, ttft_p95_s=p95, ttft_p99_s=p99, slo_ttft_s=1.0)
+        return overview.tiles(fresh(msgspec.structs.replace(state(), latency=latency)))[3]
+
+    held = tile(0.4, 0.9)
+    assert (held.label, held.value, held.against, held.bad) == ("TTFT p95", "400 ms", "p99 900 ms, SLO 1 s", False)
+    assert tile(0.9, 1.1).bad
+    assert tile(None, None).value == UNKNOWN
+
+
 def test_verdict_is_the_worst_news_first():
     assert verdict(fresh(state())).level is Level.GOOD
     assert verdict(fresh(state("stale_feed"))).level is Level.WARNING
@@ -202,6 +229,16 @@ def test_the_window_moves_and_new_points_replace_old_ones():
     assert merge(old, pd.DataFrame(), now)["x"].tolist() == [2.0, 3.0]
 
 
+@pytest.mark.parametrize(("limit", "seen"), [(0.9, True), (4.0, True), (40.0, False)])
+def test_a_limit_stretches_its_axis_unless_it_would_flatten_the_data(limit, seen):
+    frame = pd.DataFrame({"ttft": [0.4, 0.5]}, index=pd.Index([1000, 2000], name="t"))
+    panel = Panel("TTFT", "s", [Line("p95", "#000", "ttft")], limit=("SLO", limit))
+    option = stack(frame, [panel], (0.0, 3000.0), LIGHT)
+    (guides,) = [series for series in option["series"] if "markLine" in series]
+    assert guides["markLine"]["data"][0]["yAxis"] == limit
+    assert guides["data"] == ([[0.0, limit]] if seen else [])
+
+
 def test_policy_mode_is_set_in_the_text_and_nowhere_else():
     text = "spec:\n  mode: enforce  # now\n  power: {governor: default}\n"
     assert policies.with_mode(text, "shadow") == text.replace("enforce", "shadow")
@@ -240,7 +277,16 @@ def test_budget_of_requests_without_joules_is_unknown_not_zero():
 
 def test_one_life_is_drawn_from_what_is_recorded():
     record = read(World().request(1), RequestRecord)
-    assert [name for name, _, _ in requests.phases(record)] == ["queue and prefill", "decode"]
+    found = requests.phases(record)
+    assert [phase.name for phase in found] == ["queue", "prefill", "decode"]
+    assert [phase.joules for phase in found] == [None, record.prefill_j, record.decode_j]
+    assert found[0].seconds == record.queue_s
+    assert sum(phase.seconds for phase in found) == pytest.approx(record.e2e_s)
+    drawn = requests.life_spec(record, LIGHT)["series"]
+    assert [series["name"].split()[0] for series in drawn if series["stack"] == "0"] == ["queue", "prefill", "decode"]
+    older = msgspec.structs.replace(record, queue_s=None)
+    assert [phase.name for phase in requests.phases(older)] == ["queue and prefill", "decode"]
+    assert requests.facts(older)["Waited"] == "not on record"
     bare = msgspec.structs.replace(record, ttft_s=None, prefill_j=None, decode_j=None, idle_j=None)
     assert requests.life_spec(bare, LIGHT) is None
 
@@ -282,3 +328,46 @@ def test_lines_and_words_stand_out_from_the_ground(palette, ground):
     assert all(contrast(colour) >= 3.0 for colour in palette.series())
     assert contrast(palette.text) >= 4.5
     assert contrast(palette.grey) >= 4.5
+
+
+def cell(folder, name, **figures):
+    (folder / "runs" / name).mkdir(parents=True)
+    (folder / "runs" / name / "result.json").write_text("{}")
+    document = {"trace": "chats", "variant": "1x", "zone": None, "energy_method": "simulated"} | figures
+    (folder / "runs" / name / "cell.json").write_text(json.dumps(document))
+
+
+def test_cells_that_differ_in_the_seed_alone_become_one_run(tmp_path):
+    cell(tmp_path / "e", "a1", policy="a", seed=1, energy_j=1.0, p99_ttft_ms=10.0, date="x")
+    cell(tmp_path / "e", "a2", policy="a", seed=2, energy_j=3.0, p99_ttft_ms=None, date="y")
+    cell(tmp_path / "e", "b1", policy="b", seed=1, energy_j=5.0)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "result.json").write_text('{"energy_j": 7.0, "info": {"policy": "a"}}')
+    runs = experiments.find(tmp_path)
+    assert experiments.experiments(runs) == ["e", experiments.ALONE]
+    a, b = experiments.over_seeds(experiments.of(runs, "e"))
+    assert (a.name, a.seeds, a.value("energy_j")) == ("a", 2, 2.0)
+    # Unknown in one is unknown for both; a word they do not share is left out.
+    assert a.value("p99_ttft_ms") is None
+    assert "date" not in a.figures
+    assert (a.figures["energy_method"], b.name, b.seeds) == ("simulated", "b", 1)
+    (alone,) = experiments.over_seeds(experiments.of(runs, experiments.ALONE))
+    assert (alone.name, alone.value("energy_j"), alone.figures["policy"]) == ("alone", 7.0, "a")
+
+
+def test_runs_are_named_by_all_that_tells_them_apart(tmp_path):
+    for policy in "ab":
+        for variant in ("1x", "2x"):
+            cell(tmp_path, f"{policy}{variant}", policy=policy, variant=variant, energy_j=1.0)
+    made = experiments.over_seeds(experiments.find(tmp_path))
+    assert [run.name for run in made] == ["a · 1x", "a · 2x", "b · 1x", "b · 2x"]
+    assert {run.experiment for run in made} == {tmp_path.name}
+
+
+@pytest.mark.parametrize(("text", "problem"), [("{", "cannot be read"), ("[]", "is no result")])
+def test_a_broken_result_is_listed_with_its_problem(tmp_path, text, problem):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "result.json").write_text(text)
+    (run,) = experiments.over_seeds(experiments.find(tmp_path))
+    assert problem in experiments.rows([run])[0]["Problem"]
+    assert experiments.methods([run]) == ""

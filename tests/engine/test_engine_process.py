@@ -73,6 +73,17 @@ async def test_streams_end_with_a_reason_and_equal_requests_get_equal_tokens(cli
     assert tokens(unseeded[0]) != tokens(unseeded[1])
 
 
+async def test_a_stream_says_when_its_sequence_was_admitted(tiny_model):
+    client = EngineClient(config(tiny_model, max_num_seqs=1))
+    await client.start()
+    client.set_pace(SLOW)
+    before_s = time.monotonic()
+    first, second = await asyncio.gather(collect(client, generation("a", 4)), collect(client, generation("b", 4)))
+    await client.close()
+    assert {delta.admitted_s for delta in first} == {first[0].admitted_s}
+    assert before_s <= first[0].admitted_s < second[0].admitted_s <= time.monotonic()
+
+
 async def test_every_tenth_of_a_hundred_is_cancelled_and_the_others_are_exact(client):
     expected = tokens(await collect(client, generation("alone", length=15)))
 

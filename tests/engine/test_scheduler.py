@@ -45,6 +45,26 @@ def test_prefill_then_decode_until_max_tokens(make_rig, make_request: MakeReques
     assert rig.pool.num_used == 0
 
 
+def test_a_request_knows_when_its_first_step_began(make_rig, make_request: MakeRequest) -> None:
+    rig = make_rig(16, 4, max_num_seqs=1)
+    first, second = (make_request(6, max_tokens=3, ignore_eos=True) for _ in range(2))
+    rig.scheduler.add(first)
+    rig.scheduler.add(second)
+    rig.step()
+    assert (first.admitted_s, second.admitted_s) == (0.0, None)
+    rig.run_all()
+    # One seat: the second begins when the third step of the first is over.
+    assert (first.admitted_s, second.admitted_s) == (0.0, 3.0)
+
+
+def test_a_step_that_fails_admits_nobody(make_rig, make_request: MakeRequest) -> None:
+    scheduler = make_rig(16, 4).scheduler
+    request = make_request(6)
+    scheduler.add(request)
+    scheduler.fail(scheduler.schedule(), "the device is lost")
+    assert request.admitted_s is None
+
+
 def test_a_prompt_is_chunked_to_the_budget_and_samples_at_its_end(make_rig, make_request: MakeRequest) -> None:
     rig = make_rig(16, 4, max_num_batched_tokens=5)
     rig.scheduler.add(make_request(12, request_id="a", max_tokens=1))

@@ -277,6 +277,27 @@ async def test_an_edit_needs_the_present_revision_a_reason_and_a_good_policy(adm
     revisions = (await admin.get("/api/v1/policy/revisions"))["revisions"]
     assert [one["actor"] for one in revisions] == ["local", "local", "start"]
 
+    async def both() -> bool:
+        rows = (await admin.get("/api/v1/audit", kind="policy"))["rows"]
+        return [row["reason"] for row in rows[:2]] == [f"rollback to {old['revision']}: it was worse", "try less"]
+
+    await until(both, "the reasons in the audit")
+
+
+async def test_a_shared_key_acts_in_the_name_of_a_person(admin: Admin) -> None:
+    assert admin.parts.options.api.api_keys is not None
+    secret = admin.parts.options.api.api_keys.create("hand", ("control:write",))[1]
+
+    async def whoami(user: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {secret}", "X-Gridserve-User": user}
+        return await admin.client.get("/api/v1/whoami", headers=headers)
+
+    named = (await whoami("jos%C3%A9@example.org")).json()
+    assert named == {"name": "hand (josé@example.org)", "role": "operator"}
+    assert (await whoami("")).json()["name"] == "hand"
+    for bad in ("x" * 121, "a%0Ab", "%00"):
+        assert (await whoami(bad)).status_code == 422
+
 
 async def test_validation_finds_what_an_edit_would(admin: Admin) -> None:
     good = await admin.post("/api/v1/policy/validate", {"text": POLICY})

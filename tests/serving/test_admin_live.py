@@ -6,10 +6,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +19,21 @@ import pytest
 from serving.ledger.engine import Location
 from serving.ledger.reader import LedgerReader
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from live_server import LiveServer, small, until
+
 pytestmark = pytest.mark.e2e
 TOKEN = "a-token-of-these-tests"
 
 
-class Up:
+class Up(LiveServer):
     """One `gridserve up` process."""
 
-    def __init__(self, model: Path, data: Path, *, dashboard: bool = False) -> None:
-        command = [sys.executable, "-m", "serving.cli", "up", "--model", str(model), "--port", "0", "--threads", "1"]
-        command += ["--admin-port", "0", "--data", str(data), "--max-model-len", "512", "--kv-cache-memory", "4M"]
-        command += ["--served-model-name", "tiny", "--device", "simulated:h100-sxm", "--vllm-metric-names"]
-        command += [] if dashboard else ["--no-dashboard"]
+    def __init__(self, model: Path, data: Path) -> None:
         self.data = data
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"GRIDSERVE_ADMIN_TOKEN": TOKEN}
-        )
-        self.said = ""
-        assert self.process.stdout is not None
-        while "Stop with" not in self.said and (line := self.process.stdout.readline()):
-            self.said += line
-        self.url = self.found(r"at (http://\S+)/v1")
-        self.admin = self.found(r"admin API at (http://[^\s,]+)")
-
-    def found(self, pattern: str) -> str:
-        match = re.search(pattern, self.said)
-        assert match is not None, self.said
-        return match[1]
-
-    def get(self, path: str, **parameters: Any) -> Any:
-        answer = httpx.get(
-            f"{self.admin}{path}", params=parameters, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30
-        )
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def ask(self, **body: Any) -> httpx.Response:
-        request = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=request | body, timeout=60)
-
-    def stop(self) -> int:
-        self.process.terminate()
-        status = self.process.wait(timeout=60)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        return status
+        options = ["--data", str(data), "--no-dashboard", "--vllm-metric-names"]
+        super().__init__("up", *small(model), *options, ready="Stop with", token=TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +44,11 @@ def up(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
         assert started.stop() == 0
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.05)
-
-
 def test_up_says_what_is_simulated_and_replayed(up: Up) -> None:
     assert "bundled synthetic series" in up.said
     assert str(up.data / "policy.yaml") in up.said
     assert TOKEN not in up.said
-    policy = up.get("/api/v1/policy")
+    policy = up.get("policy")
     assert policy["name"] == "follow-the-grid"
     assert policy["mode"] == "enforce"
     assert "replays" in policy["override"]
@@ -97,12 +59,13 @@ def test_up_says_what_is_simulated_and_replayed(up: Up) -> None:
 def test_a_request_leaves_a_settled_row_a_sound_audit_and_metrics(up: Up) -> None:
     answer = up.ask().json()
     assert answer["energy"]["method"] == "simulated"
-    until(lambda: up.get("/api/v1/requests")["requests"], "a row")
-    row = up.get(f"/api/v1/requests/{answer['id']}")
+    until(lambda: up.get("requests")["requests"], "a row")
+    row = up.get(f"requests/{answer['id']}")
     assert row["energy_j"] == pytest.approx(row["prefill_j"] + row["decode_j"] + row["idle_j"])
+    assert 0 <= row["queue_s"] < row["ttft_s"]
     assert row["intensity_kind"] == "replayed"
     assert row["completion_tokens"] == answer["usage"]["completion_tokens"]
-    assert up.get("/api/v1/audit/verify")["ok"] is True
+    assert up.get("audit/verify")["ok"] is True
     text = httpx.get(f"{up.url}/metrics").text
     assert re.search(r"^DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION\{.*modelName=", text, re.MULTILINE)
     assert re.search(r"^vllm:time_to_first_token_seconds_count\{.*\} [1-9]", text, re.MULTILINE)
@@ -111,18 +74,18 @@ def test_a_request_leaves_a_settled_row_a_sound_audit_and_metrics(up: Up) -> Non
 def test_editing_the_policy_on_disk_changes_what_runs(up: Up) -> None:
     path = up.data / "policy.yaml"
     old = path.read_text()
-    before = up.get("/api/v1/policy")["revision"]
+    before = up.get("policy")["revision"]
     path.write_text(old.replace("governor: slo_slack", "governor: static\n    static: {clock_mhz: 1110}"))
-    until(lambda: up.get("/api/v1/policy")["revision"] != before, "the new revision")
-    until(lambda: up.get("/api/v1/state")["power"]["devices"][0]["asked_clock_mhz"] == 1110, "the new clock")
-    until(lambda: any(row["actor"] == "file" for row in up.get("/api/v1/audit", kind="policy")["rows"]), "a row")
+    until(lambda: up.get("policy")["revision"] != before, "the new revision")
+    until(lambda: up.get("state")["power"]["devices"][0]["asked_clock_mhz"] == 1110, "the new clock")
+    until(lambda: any(row["actor"] == "file" for row in up.get("audit", kind="policy")["rows"]), "a row")
     path.write_text("spec: [")
-    until(lambda: up.get("/api/v1/policy")["alarm"], "an alarm")
+    until(lambda: up.get("policy")["alarm"], "an alarm")
     assert up.ask().status_code == 200
     path.write_text(old)
     os.kill(up.process.pid, signal.SIGHUP)
-    until(lambda: up.get("/api/v1/policy")["revision"] == before, "the old policy")
-    assert up.get("/api/v1/policy")["alarm"] is None
+    until(lambda: up.get("policy")["revision"] == before, "the old policy")
+    assert up.get("policy")["alarm"] is None
 
 
 def registers(up: Up) -> dict[str, Any]:
@@ -143,15 +106,15 @@ def test_powerd_is_a_process_of_its_own_and_its_clocks_reach_the_engine(up: Up) 
     old = path.read_text()
     path.write_text(old.replace("governor: slo_slack", "governor: static\n    static: {clock_mhz: 1110}"))
     until(lambda: registers(up)["lock_max_mhz"] == 1110, "the clock, set by powerd")
-    until(lambda: up.get("/api/v1/state")["power"]["devices"][0]["asked_clock_mhz"] == 1110, "the same in the state")
-    assert up.get("/api/v1/state")["power"]["leased"] is True
+    until(lambda: up.get("state")["power"]["devices"][0]["asked_clock_mhz"] == 1110, "the same in the state")
+    assert up.get("state")["power"]["leased"] is True
     path.write_text(old)
     until(lambda: registers(up)["lock_max_mhz"] != 1110, "the old policy")
 
 
 def test_each_process_killed_comes_back_and_leaves_no_clock_behind(up: Up) -> None:
     identity = up.ask().json()["id"]
-    until(lambda: identity in [row["request_id"] for row in up.get("/api/v1/requests")["requests"]], "its row")
+    until(lambda: identity in [row["request_id"] for row in up.get("requests")["requests"]], "its row")
     until(lambda: registers(up)["lock_max_mhz"] is not None, "a lock")
     before = child(up, "power.powerd")
     before.kill()
@@ -161,8 +124,8 @@ def test_each_process_killed_comes_back_and_leaves_no_clock_behind(up: Up) -> No
     server.kill()
     until(lambda: registers(up) == {"lock_min_mhz": None, "lock_max_mhz": None, "limit_w": None}, "driver defaults")
     until(lambda: answers(f"{up.admin}/ready"), "the server again", 240.0)
-    assert up.get(f"/api/v1/requests/{identity}")["request_id"] == identity
-    assert up.get("/api/v1/audit/verify")["ok"] is True
+    assert up.get(f"requests/{identity}")["request_id"] == identity
+    assert up.get("audit/verify")["ok"] is True
     assert up.ask().status_code == 200
 
 

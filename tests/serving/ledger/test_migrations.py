@@ -41,9 +41,9 @@ def test_rows_of_the_first_schema_are_still_there_after_an_upgrade(location, qui
         assert not [index for index in inspect(connection).get_indexes("requests") if index["name"] == "requests_by_id"]
     engine.dispose()
     with LedgerWriter(location, quick) as writer:
-        writer.submit(make_request(1)).result(20)
+        writer.submit(make_request(1, queue_s=0.25)).result(20)
     reader = LedgerReader(location)
-    assert {row["request_id"] for row in reader.requests()} == {"old", "r1"}
+    assert {row["request_id"]: row["queue_s"] for row in reader.requests()} == {"old": None, "r1": 0.25}
     with reader.engine.connect() as connection:
         assert [index for index in inspect(connection).get_indexes("requests") if index["name"] == "requests_by_id"]
     reader.close()
