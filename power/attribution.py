@@ -238,14 +238,16 @@ class Attributor:
 
     def _close(self, request_id: str) -> Account:
         """Take an account out; a later step with its request opens a new one."""
-        self._cohort = Cohort([])
+        if request_id in self._cohort.request_ids:
+            self._cohort = Cohort([])
         return self._accounts.pop(request_id)
 
     def _gather(self, request_ids: list[str], started_s: float) -> None:
         """A cohort of these requests, the present one if it is that; each has an account."""
         if request_ids != self._cohort.request_ids:
             for request_id in request_ids:
-                self.admit(request_id, started_s)
+                if request_id not in self._accounts:
+                    self._accounts[request_id] = Account(started_s)
             self._cohort = Cohort(request_ids)
 
     def _preview(self, interval: Interval, request_id: str, account: Account, tail: Account) -> None:
