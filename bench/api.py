@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
@@ -104,6 +105,7 @@ async def _serve_on(
     listener: socket.socket, server: uvicorn.Server, engine: PacedEngine, expected: str, channel: Connection
 ) -> None:
     running = asyncio.create_task(server.serve([listener]))
+    gc.freeze()  # as the server does when it is ready
     channel.send((listener.getsockname()[1], expected))
     loop = asyncio.get_running_loop()
     while (asked := await loop.run_in_executor(None, _asked, channel)) is not None:
