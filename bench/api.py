@@ -13,7 +13,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import socket
 import statistics
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import psutil
 import uvicorn
 
+from bench._machine import cpu_name
 from bench._paced_engine import PacedEngine
 from engine.client_protocol import Generation
 from engine.request import SamplingParams
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = asyncio.run(measure_overhead(port, ours, watched, arguments.streams, arguments.rate, arguments.probes))
     ours.send(None)
     server.join(10.0)
-    figures: dict[str, Any] = {**asdict(found), "method": "measured", "machine": platform.processor() or "unknown"}
+    figures: dict[str, Any] = {**asdict(found), "method": "measured", "machine": cpu_name()}
     for name, value in figures.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
     if arguments.json is not None:

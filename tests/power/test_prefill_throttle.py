@@ -1,10 +1,9 @@
 """Fewer prompt tokens a step: only with clocks at their floor, in bounds, and lifted whatever ends it."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from power.client import LocalActuator
 from power.controller import Controller, GpuControl, Inputs, Mode
