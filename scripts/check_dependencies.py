@@ -28,6 +28,7 @@ LOCK = ROOT / "requirements.lock"
 REMEDY = "run `make lock`"
 SERVICES = ("pypi", "osv")
 ANSWER_S = 15
+MAX_REASON_CHARS = 120
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_answer(service: str, stdout: str, stderr: str) -> Answer:
         found = read_audit(json.loads(stdout))
     except (ValueError, KeyError, TypeError):
         last = (stderr.strip().splitlines() or ["no answer"])[-1]
-        return Answer(service, None, last)
+        return Answer(service, None, last[:MAX_REASON_CHARS])
     if not found.audited:
         return Answer(service, None, f"it knows none of the {len(found.unaudited)} packages")
     return Answer(service, found)

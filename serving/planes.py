@@ -19,6 +19,7 @@ from power.governors import (
     PhaseAwareGovernor,
     PrefillThrottle,
     RowBudget,
+    RowTrim,
     Slo,
     SloSlackGovernor,
     Stability,
@@ -114,12 +115,14 @@ def row_of(power: Power, governor: Governor) -> RowControl | None:
     row = power.row_budget
     if row is None:
         return None
+    rule = RowTrim if row.rule == "proportional" else RowBudget
     return RowControl(
         row.watts,
-        RowBudget(t1=row.t1, hysteresis=row.hysteresis, reaction_s=row.reaction_s, relax_dwell_s=row.relax_dwell_s),
+        rule(t1=row.t1, hysteresis=row.hysteresis, reaction_s=row.reaction_s, relax_dwell_s=row.relax_dwell_s),
         t2=None if row.t2 == "auto" else row.t2,
         carbon=governor if isinstance(governor, CarbonFollow) else None,
         min_history_s=row.min_history_s,
+        meter_s=row.meter_s,
     )
 
 

@@ -65,6 +65,8 @@ def _row(power: Power) -> RowSettings | None:
         reaction_s=budget.reaction_s,
         relax_dwell_s=budget.relax_dwell_s,
         min_history_s=budget.min_history_s,
+        rule=budget.rule,
+        meter_s=budget.meter_s,
     )
 
 

@@ -14,10 +14,12 @@ from power.governors import (
     Governor,
     PrefillThrottle,
     RowBudget,
+    RowTrim,
     Slo,
     Stability,
     StaticGovernor,
 )
+from power.row import METER_S
 from power.twin import Twin
 
 GovernorName = Literal["default", "static", "slo_slack", "phase_aware"]
@@ -47,6 +49,9 @@ class SloSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A power budget over all GPUs. `t2=None` learns it from the worst rise over `reaction_s` after `min_history_s`.
 
+    `rule`: POLCA's steps, or clocks in proportion to the excess over T2, with `trim` for fields of that rule.
+    `meter_s`: power is judged by its mean over this time, for every policy alike. `start_s`: rises before are the empty
+    servers of a simulation filling up, and teach nothing.
     `control_delay_s`: from a decision to its effect beyond the actuation latency (40 s for POLCA's out-of-band
     control, 0 in-band); `telemetry_s`: how often row power is looked at.
     """
@@ -61,13 +66,19 @@ class RowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     telemetry_s: float = 1.0
     min_history_s: float = 3600.0
     capping: bool = True
+    rule: Literal["steps", "proportional"] = "steps"
+    meter_s: float = METER_S
+    start_s: float = 0.0
+    trim: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.budget_w <= 0 or self.telemetry_s <= 0 or self.control_delay_s < 0:
-            raise ValueError("row: budget_w and telemetry_s must be above 0, control_delay_s at least 0")
+        if self.budget_w <= 0 or self.telemetry_s <= 0 or self.control_delay_s < 0 or self.meter_s <= 0:
+            raise ValueError("row: budget_w, telemetry_s and meter_s must be above 0, control_delay_s at least 0")
 
     @property
-    def rules(self) -> RowBudget:
+    def rules(self) -> RowBudget | RowTrim:
+        if self.rule == "proportional":
+            return RowTrim(self.t1, self.hysteresis, self.reaction_s, self.relax_dwell_s, **self.trim)
         return RowBudget(self.t1, self.hysteresis, self.reaction_s, self.relax_dwell_s)
 
 

@@ -93,12 +93,17 @@ class Stability(Section):
 
 
 class RowBudget(Section):
-    """POLCA's two thresholds and brake over all GPUs under control, beside whichever governor each one has."""
+    """A power budget with a brake over all GPUs under control, beside whichever governor each one has."""
 
     watts: Positive
     """What the row may draw in all."""
+    rule: Literal["steps", "proportional"] = "steps"
+    """steps: POLCA's thresholds t1 and t2 with fixed clocks. proportional: nothing below t2; above it the low-priority
+    clock gives back the excess, down to half the top clock, before the high-priority pool is held."""
+    meter_s: Positive = 2.0
+    """Power is judged by its mean over this time: prefills that coincide for an instant are no overload."""
     t1: float = Field(default=0.80, gt=0.0, lt=1.0)
-    """Share of the budget above which the low-priority pool is capped."""
+    """Share of the budget above which the steps rule caps the low-priority pool, and the lowest t2 that auto finds."""
     t2: Literal["auto"] | float = "auto"
     """Upper threshold; auto leaves room for the worst rise measured over one reaction_s."""
     hysteresis: float = Field(default=0.05, gt=0.0, lt=1.0)
