@@ -50,16 +50,16 @@ def test_a_braking_row_lowers_the_engines_budget_until_the_policy_gives_more(tin
     try:
 
         def budgets() -> tuple[Any, Any]:
-            state = up.get("/api/v1/state")
+            state = up.get("state")
             return state["engine"]["token_budget"], state["power"]["step_tokens"]
 
         assert budgets() == (256, None)
-        assert up.get("/api/v1/state")["engine"]["max_num_batched_tokens"] == 256
+        assert up.get("state")["engine"]["max_num_batched_tokens"] == 256
         assert up.ask().status_code == 200
         until(lambda: budgets() == (64, 64), "the lowest budget: the engine's 64 places")
         answer = up.ask(messages=[{"role": "user", "content": "word " * 60}], max_tokens=4).json()
         assert answer["usage"]["completion_tokens"] == 4
-        rows = [row for row in up.get("/api/v1/audit", kind="actuation")["rows"] if "step_tokens" in row["asked"]]
+        rows = [row for row in up.get("audit", kind="actuation")["rows"] if "step_tokens" in row["asked"]]
         assert rows, "audited"
         assert all("the row is at its budget" in row["reason"] for row in rows)
         assert {row["actor"] for row in rows} == {"governor prefill_throttle"}
