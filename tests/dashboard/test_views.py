@@ -150,7 +150,7 @@ def test_the_plan_is_drawn_below_the_forecast_by_what_it_saves():
     # The last hour is drawn to its end.
     assert line.points[-1][0] - line.points[-2][0] == 3_600_000
     drawn = overview.panels(pd.DataFrame(), state(), world, [], LIGHT)[2]
-    assert [each.label for each in drawn.lines] == ["intensity", "forecast", "planned, with directives"]
+    assert [each.label for each in drawn.lines] == ["intensity", "forecast", "plan"]
     nothing = msgspec.structs.replace(world, plan=msgspec.structs.replace(world.plan, ahead=[]))
     assert overview.plan_line(nothing, LIGHT) == []
     assert overview.plan_line(None, LIGHT) == []
