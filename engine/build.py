@@ -106,6 +106,7 @@ def build_engine(config: EngineConfig, report: Report) -> BuiltEngine:
         num_kv_blocks=num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max_batched,
     )
     engine, executor = make_loop(scheduler, runner, overlap=overlap)
     return BuiltEngine(engine, executor, runner, compiler, info, tokenizer.eos_token_ids)

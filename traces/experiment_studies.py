@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from traces.arrivals import SECONDS_AN_HOUR
 from traces.experiment_plots import (
     Plot,
     Plotter,
@@ -65,7 +66,9 @@ def directives_study(plotter: Plotter) -> list[Section]:
     for place in summary.places:
         points = [point for point in summary.points if point.place == place]
         slug = _slug("-".join(part for part in place if part))
-        plots = [by_hour(plotter, points, f"hours-{slug}.png"), energy_split(plotter, place, f"split-{slug}.png")]
+        plots = [energy_split(plotter, place, f"split-{slug}.png")]
+        if max(point.mean("duration") or 0.0 for point in points) > 2 * SECONDS_AN_HOUR:
+            plots.insert(0, by_hour(plotter, points, f"hours-{slug}.png"))
         label = ", ".join(part for part in place if part)
         sections.append(Section(label, _gram_lines(summary, points), _gram_table(summary, points), plots))
     return sections
@@ -96,22 +99,10 @@ def together_study(plotter: Plotter) -> list[Section]:
 def row_study(plotter: Plotter) -> list[Section]:
     """Servers added within one row's power."""
     summary = plotter.summary
-    table = [
-        [
-            "servers",
-            "policy",
-            "peak of budget",
-            "over budget",
-            "brakes",
-            "HP held",
-            "T2",
-            "HP P50",
-            "HP P99",
-            "LP P50",
-            "LP P99",
-            "verdict",
-        ]
-    ]
+    header = (
+        "servers, policy, peak of budget, over budget, brakes, HP held, T2, HP P50, HP P99, LP P50, LP P99, verdict"
+    )
+    table = [header.split(", ")]
     added: dict[str, list[float]] = {}
     for place in summary.places:
         base = summary.at(place, plotter.summary.baseline)

@@ -12,6 +12,7 @@ from power.governors import CarbonFollow, GridSignal, Pool, RowDecision, Slo
 from power.governors.row_budget import RowObservation
 from power.row import RowControl
 from power.telemetry import Telemetry
+from power.throttle import EngineThrottle
 from traces.simulate_policy import RowSettings, SimulationPolicy
 from traces.simulate_server import SimulatedServer
 from traces.virtual_clock import VirtualClock
@@ -107,7 +108,7 @@ class ServerControl:
         self._port = LocalActuator(self._actuator, holder="simulation", ttl_s=LEASE_S)
         self.telemetry = Telemetry([gpu], lambda sample, foreign: None, clock=clock)
         self.telemetry.tick()
-        view = server.view
+        view, scheduler = server.view, server.scheduler
         self.controller = Controller(
             [GpuControl(gpu.info, policy.make_governor(gpu.twin), pool)],
             self.telemetry,
@@ -115,6 +116,7 @@ class ServerControl:
             self._port,
             mode=Mode.ENFORCE,
             row=row,
+            throttle=EngineThrottle(policy.make_throttle(), lambda tokens, _: scheduler.set_token_budget(tokens)),
             clock=clock,
             policy_revision=policy.name,
         )

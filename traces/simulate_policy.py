@@ -12,6 +12,7 @@ from power.governors import (
     CarbonFollow,
     DefaultGovernor,
     Governor,
+    PrefillThrottle,
     RowBudget,
     RowTrim,
     Slo,
@@ -98,6 +99,14 @@ class CarbonFollowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     steps: int = 5
 
 
+class ThrottleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fewer prompt tokens a step under the row's brake, once clocks are at their floor."""
+
+    min_step_tokens: int = 256
+    react_s: float = 1.0
+    relax_s: float = 5.0
+
+
 class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`clock_mhz`: of the static governor. `governor_options`, `stability`: overrides of the governor's own fields.
 
@@ -115,6 +124,7 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     carbon_follow: CarbonFollowSettings | None = None
     directives: DirectiveSettings | None = None
     row: RowSettings | None = None
+    throttle: ThrottleSettings | None = None
     servers: int | None = None
     router: RouterName = "spread"
 
@@ -150,12 +160,19 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             governor = CarbonFollow(governor, follow.floor_fraction, follow.budget_floor, follow.steps)
         return governor
 
+    def make_throttle(self) -> PrefillThrottle | None:
+        given = self.throttle
+        if given is None:
+            return None
+        return PrefillThrottle(given.min_step_tokens, given.react_s, given.relax_s, self.min_mhz)
+
     @property
     def controls(self) -> bool:
         """Whether anything is ever asked of the devices."""
         return (
             self.governor != "default"
             or self.row is not None
+            or self.throttle is not None
             or self.carbon_follow is not None
             or bool(self.max_mhz or self.power_limit_w)
         )

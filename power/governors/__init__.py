@@ -14,6 +14,7 @@ from power.governors.base import (
 )
 from power.governors.carbon_follow import CarbonFollow
 from power.governors.phase_aware import PhaseAwareGovernor
+from power.governors.prefill_throttle import PrefillThrottle, ThrottleDecision, ThrottleMemory
 from power.governors.row_budget import Pool, RowBudget, RowDecision, RowMemory, RowObservation, RowState
 from power.governors.row_trim import RowTrim
 from power.governors.simple import DefaultGovernor, StaticGovernor
@@ -34,6 +35,7 @@ __all__ = [
     "Phase",
     "PhaseAwareGovernor",
     "Pool",
+    "PrefillThrottle",
     "RowBudget",
     "RowDecision",
     "RowMemory",
@@ -45,4 +47,6 @@ __all__ = [
     "SloSlackGovernor",
     "Stability",
     "StaticGovernor",
+    "ThrottleDecision",
+    "ThrottleMemory",
 ]

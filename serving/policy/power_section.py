@@ -124,6 +124,18 @@ class RowBudget(Section):
         return self
 
 
+class PrefillThrottle(Section):
+    """Fewer prompt tokens a step while the row's brake, the power limit or heat holds clocks at their floor, where a
+    step full of prompt tokens would hold up every answer under way. Prompts wait longer instead."""
+
+    min_step_tokens: int = Field(default=256, ge=1)
+    """Never fewer tokens a step than this, nor than the requests the engine may run at once."""
+    react_s: Positive = 1.0
+    """Between two halvings of the budget."""
+    relax_s: Positive = 5.0
+    """Quiet before it is doubled again."""
+
+
 class CarbonFollow(Section):
     """Narrows clock band and row budget while the grid is dirty, around whichever governor is chosen."""
 
@@ -143,4 +155,5 @@ class Power(Section):
     phase_aware: PhaseAwareSettings = PhaseAwareSettings()
     stability: Stability = Stability()
     row_budget: RowBudget | None = None
+    prefill_throttle: PrefillThrottle | None = None
     carbon_follow: CarbonFollow | None = None

@@ -297,6 +297,14 @@ def test_energy_parts_add_up_to_the_counter():
     assert serving.tiles(state("empty"))[4].origin.state is DataState.MISSING
 
 
+def test_a_throttled_engine_says_so():
+    plain_state = state()
+    assert serving.tiles(plain_state)[0].against == "batch of at most 64"
+    engine = msgspec.structs.replace(plain_state.engine, token_budget=256)
+    throttled = serving.tiles(msgspec.structs.replace(plain_state, engine=engine))[0]
+    assert throttled.against == "batch of at most 64; throttled to 256 of 2048 tokens a step"
+
+
 def test_no_run_on_the_pareto_front_is_beaten():
     figures = {"a": (1.0, 9.0), "b": (2.0, 2.0), "c": (3.0, 3.0), "d": (9.0, 1.0), "e": (2.0, 2.5)}
     runs = [experiments.Run(name, {"x": x, "y": y}) for name, (x, y) in figures.items()]
