@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
-import platform
 import socket
 import statistics
 import time
@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import uvicorn
 
+from bench._machine import cpu_name
 from bench._paced_engine import PacedEngine
 from engine.client_protocol import Generation
 from engine.request import SamplingParams
@@ -104,6 +105,7 @@ async def _serve_on(
     listener: socket.socket, server: uvicorn.Server, engine: PacedEngine, expected: str, channel: Connection
 ) -> None:
     running = asyncio.create_task(server.serve([listener]))
+    gc.freeze()  # as the server does when it is ready
     channel.send((listener.getsockname()[1], expected))
     loop = asyncio.get_running_loop()
     while (asked := await loop.run_in_executor(None, _asked, channel)) is not None:
@@ -312,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = asyncio.run(measure_overhead(port, ours, watched, arguments.streams, arguments.rate, arguments.probes))
     ours.send(None)
     server.join(10.0)
-    figures: dict[str, Any] = {**asdict(found), "method": "measured", "machine": platform.processor() or "unknown"}
+    figures: dict[str, Any] = {**asdict(found), "method": "measured", "machine": cpu_name()}
     for name, value in figures.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
     if arguments.json is not None:

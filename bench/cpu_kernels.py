@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from bench._machine import cpu_name
 from kernels import cpu_status, ops, reference
 from kernels.cpu.decoder import DecoderLayer, DecoderShape, make_cpu_decoder
 from kernels.kv_cache import KVCache, allocate_kv_caches
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rounds": rounds,
             "load_average_1min": os.getloadavg()[0],
             "instruction_set": status.instruction_set,
-            "machine": platform.processor() or platform.machine(),
+            "machine": cpu_name(),
             "torch": torch.__version__,
             "rows": [asdict(row) for row in rows],
         }

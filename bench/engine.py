@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ import numpy as np
 from bench import _gpu_engine
 from bench._gpu_shapes import SHAPES
 from bench._gpu_systems import SYSTEMS as GPU_SYSTEMS
+from bench._machine import cpu_name
 from bench._systems import SYSTEMS, Measurement, Workload
 
 DEFAULT_SYSTEMS = ("gridserve", "llama.cpp", "transformers-generate", "transformers-continuous")
@@ -140,13 +140,6 @@ def table(rows: list[Row]) -> str:
             f"| {each.itl_p50_ms:.1f} / {each.itl_p99_ms:.1f} | {each.peak_memory_mib:.0f} |"
         )
     return "\n".join(lines)
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown CPU"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench._machine import cpu_name
 from engine.batch import Batch, SampledTokens, StepResult
 from engine.block_pool import BlockPool
 from engine.request import Request, SamplingParams
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "benchmark": "scheduler",
             "method": "measured",
             "python": platform.python_version(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": cpu_name(),
             "block_size": BLOCK_SIZE,
             "rows": [asdict(row) for row in rows],
         }

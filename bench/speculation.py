@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bench._machine import cpu_name
 
 if TYPE_CHECKING:
     from engine.build import BuiltEngine
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{result.simulated_j_per_token:21.4f}{'' if texts == plain else '  TEXT DIFFERS'}"
                 )
     if arguments.json is not None:
-        report = {"machine": platform.processor() or platform.machine(), "results": [asdict(each) for each in results]}
+        report = {"machine": cpu_name(), "results": [asdict(each) for each in results]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0 if all(each.same_text for each in results) else 1
 

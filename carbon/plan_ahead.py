@@ -9,7 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from datetime import datetime
 
-from carbon.planner import MixPlan, PlanSettings, Snapshot, Strategy, make_plan
+from carbon.plan_values import MixPlan, PlanSettings, Snapshot, Strategy
+from carbon.planner import make_plan
 
 _OVER_THE_HORIZON = (Strategy.BUDGETED, Strategy.CARBON_BUDGET)
 

@@ -16,12 +16,8 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from carbon.accounting import RequestEnergy, RequestFootprint, footprint
 from carbon.band_evidence import BandEvidence
@@ -41,14 +37,13 @@ from carbon.evaluator.schedule import ForecastSchedule, ScheduleDecision, Sprout
 from carbon.feed_chain import FeedChain
 from carbon.intensity import CarbonIntensity, IntensityReading, Tier
 from carbon.plan_ahead import PlannedHour, plan_ahead
+from carbon.plan_values import ClassState, MixPlan, Snapshot, Strategy
 from carbon.plane_values import DirectiveDecision, Outcome, PlaneSettings, Tenant
-from carbon.planner import ClassState, MixPlan, PlanSettings, Snapshot, Strategy, class_states, make_plan
+from carbon.planner import class_states, make_plan
 from carbon.prompt_bands import BandModel
 from carbon.prompt_classes import UNKNOWN, PromptClassifier
 from carbon.quality_book import QualityBook
 from carbon.tenant_budget import BudgetState, OnHard, TenantAccount
-
-Array = NDArray[np.float64]
 
 WINDOW = timedelta(days=30)
 HORIZON_H = 72
@@ -154,7 +149,7 @@ class CarbonPlane:
         floored = {}
         for floor in floors:
             assert floor is not None
-            floored[floor] = await asyncio.to_thread(make_plan, snapshot, _with_floor(settings, floor))
+            floored[floor] = await asyncio.to_thread(make_plan, snapshot, settings.with_floor(floor))
         self._plan, self._brief_plans, self._floor_plans = plan, brief, floored
         self._planned_hours = await asyncio.to_thread(plan_ahead, snapshot, settings, plan)
 
@@ -400,9 +395,3 @@ class CarbonPlane:
 
     async def close(self) -> None:
         await self.chain.close()
-
-
-def _with_floor(settings: PlanSettings, floor: float) -> PlanSettings:
-    """The same for a tenant that was promised `floor` of L0's quality in every class."""
-    target = max(settings.target, floor)
-    return replace(settings, quality_floor=floor, class_floor=floor, target=target, floors={})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from carbon.accounting import MarketFactor, RequestEnergy, check_pue
 from carbon.directives import SPROUT_LEVELS, LevelSet, Reason, TenantRules
 from carbon.embodied import EmbodiedProfile
-from carbon.planner import PlanSettings
+from carbon.plan_values import PlanSettings
 from carbon.tenant_budget import BudgetState, TenantBudget
 
 

@@ -8,7 +8,7 @@ from carbon.evaluator.judges import JudgeCost
 from carbon.evaluator.run import EvaluationResult
 from carbon.feed_chain import Forecast
 from carbon.intensity import IntensityReading
-from carbon.planner import ClassState, MixPlan
+from carbon.plan_values import ClassState, MixPlan
 from carbon.quality_book import QualityBook
 from carbon.reports import ReportLine
 

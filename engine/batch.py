@@ -1,6 +1,7 @@
 """One step of the engine as plain data: what to run, what came back, and the record it leaves.
 
-What is made for every request of every step is a msgspec struct: it takes a fraction of a frozen dataclass's time.
+What is made for every request of every step is a msgspec struct: it takes a fraction of a frozen dataclass's time. The
+garbage collector need not look at them (`gc=False`): nothing they hold leads back to them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from msgspec import Struct
 from engine.request import FinishReason, Request
 
 
-class ScheduledRequest(Struct, frozen=True):
+class ScheduledRequest(Struct, frozen=True, gc=False):
     """Tokens `start .. start + num_tokens` of `request.token_ids` run in this step.
 
     `samples` is true when the last known token is among them, so that the step draws a new one. The last
@@ -66,7 +67,7 @@ class TokenLogprobs(Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class SampledTokens(Struct, frozen=True):
+class SampledTokens(Struct, frozen=True, gc=False):
     """What one scheduled request drew in a step: usually one token; several under speculation; none mid-prefill.
 
     `error` set: this request failed alone (for example its grammar), the others are sound.
@@ -86,7 +87,7 @@ class StepResult:
     ended_s: float
 
 
-class RequestUpdate(Struct, frozen=True):
+class RequestUpdate(Struct, frozen=True, gc=False):
     """What a step meant for one request: the tokens it gained, or how it ended.
 
     `token_ids` includes the token that stopped it; `error` says what went wrong when `finish_reason` is `ERROR`.
@@ -123,7 +124,7 @@ class LaunchingExecutor(Executor, Protocol):
         ...
 
 
-class RequestWork(Struct, frozen=True):
+class RequestWork(Struct, frozen=True, gc=False):
     """Share of one request in a step, as attribution needs it.
 
     `kv_tokens_read`: positions its queries attended to, each counted once however many queries of the step read it.

@@ -142,12 +142,19 @@ class BlockPool:
     def grow(self, request: Request, num_tokens: int) -> bool:
         """Extend the table to hold `num_tokens`; false, and nothing changed, when too few blocks are free."""
         missing = self.blocks_for(num_tokens) - len(request.block_table)
+        if missing <= 0:
+            return True
         if missing > self.num_free:
             return False
-        for _ in range(missing):
-            block_id = self._take()
-            self._references[block_id] = 1
-            request.block_table.append(block_id)
+        blank, references = self._blank, self._references
+        if missing <= len(blank):
+            taken = blank[: -missing - 1 : -1]
+            del blank[-missing:]
+        else:
+            taken = [self._take() for _ in range(missing)]
+        for block_id in taken:
+            references[block_id] = 1
+        request.block_table += taken
         return True
 
     def publish(self, request: Request, num_computed: int) -> None:
@@ -169,13 +176,20 @@ class BlockPool:
     def free(self, request: Request) -> None:
         """Take back the request's blocks, last first. Published ones stay findable until reused."""
         self._chains.pop(request, None)
-        for block_id in reversed(request.block_table):
-            self._references[block_id] -= 1
-            if self._references[block_id] == 0:
-                if self._contents[block_id] is None:
-                    self._blank.append(block_id)
-                else:
-                    self._idle[block_id] = None
+        references, contents, blank = self._references, self._contents, self._blank
+        if self.prefix_caching:
+            for block_id in reversed(request.block_table):
+                left = references[block_id] = references[block_id] - 1
+                if left == 0:
+                    if contents[block_id] is None:
+                        blank.append(block_id)
+                    else:
+                        self._idle[block_id] = None
+        else:
+            # Nobody shares a block, and none has content.
+            for block_id in request.block_table:
+                references[block_id] = 0
+            blank.extend(reversed(request.block_table))
         # A new list: a step in flight may still read the old one.
         request.block_table = []
 

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from engine.batch import TokenLogprobs
 from engine.request import FinishReason, SamplingParams
 from engine.scheduler_config import SchedulerStats as EngineStats
@@ -54,8 +56,7 @@ class Generation:
     cache_salt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
+class TokenDelta(Struct, frozen=True):
     """What one step brought for one sequence. `error` is set when `finish_reason` is ERROR. `admitted_s`: when the
     sequence's first step began (monotonic seconds); None where none has, or the engine does not say."""
 

@@ -26,16 +26,20 @@ def append_tokens(request: Request, sampled: SampledTokens, max_model_len: int) 
     """
     sampling = request.sampling
     known = request.token_ids
-    limit = length_limit(request, max_model_len)
+    num_prompt_tokens = len(request.prompt_token_ids)
+    limit = min(num_prompt_tokens + sampling.max_tokens, max_model_len)
     # Stop tokens count from this length on.
-    earliest_stop = len(request.prompt_token_ids) + sampling.min_tokens
+    earliest_stop = num_prompt_tokens + sampling.min_tokens
+    stops, ends = sampling.stop_token_ids, () if sampling.ignore_eos else request.eos_token_ids
+    if len(sampled.token_ids) == 1 and not stops and not ends:
+        known += sampled.token_ids
+        ended = FinishReason.LENGTH if len(known) >= limit else None
+        return RequestUpdate(request, sampled.token_ids, sampled.logprobs, ended)
     reason: FinishReason | None = None
     for count, token_id in enumerate(sampled.token_ids, start=1):
         known.append(token_id)
         length = len(known)
-        if length >= earliest_stop and (
-            token_id in sampling.stop_token_ids or (token_id in request.eos_token_ids and not sampling.ignore_eos)
-        ):
+        if length >= earliest_stop and (token_id in stops or token_id in ends):
             reason = FinishReason.STOP
         elif length >= limit:
             reason = FinishReason.LENGTH

@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from engine.batch import Batch, RequestUpdate, SampledTokens, ScheduledRequest, StepRecord, StepResult
+from engine.batch import Batch, RequestUpdate, ScheduledRequest, StepRecord, StepResult
 from engine.block_pool import BlockPool
+from engine.drafting import Drafting
 from engine.outcome import append_tokens, failure, length_limit, step_record
 from engine.request import FinishReason, Request
 from engine.request_queue import RequestQueue, sort_key
@@ -47,9 +48,7 @@ class Scheduler:
     ) -> None:
         self.config = config
         self._runs_ahead = runs_ahead
-        self._proposer = proposer
-        self._drafted_tokens = 0
-        self._accepted_tokens = 0
+        self._drafting = Drafting(proposer, pool, config.max_model_len) if proposer is not None else None
         self.pool = pool
         self._requests: dict[str, Request] = {}
         self._waiting = RequestQueue()
@@ -73,12 +72,22 @@ class Scheduler:
         return bool(self._requests) and not self._paused
 
     @property
+    def running(self) -> list[Request]:
+        """A copy, in the order of priority and arrival."""
+        return self._running.copy()
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def num_preemptions(self) -> int:
+        """Since the start."""
+        return self._num_preemptions
 
     @property
     def paused(self) -> bool:
@@ -153,8 +162,8 @@ class Scheduler:
         else:
             # A longer stretch of a request ahead in line may have preempted one that was given its token above.
             singles = [scheduled for scheduled in singles if scheduled.request.block_table]
-        if self._proposer is not None:
-            budget = self._add_drafts(self._proposer, budget, singles, longer)
+        if self._drafting is not None:
+            budget = self._drafting.add(budget, singles, longer)
         assert budget >= 0
         assert len(self._running) <= self.config.max_num_seqs
         singles.extend(longer)
@@ -170,6 +179,33 @@ class Scheduler:
             for scheduled in singles:
                 if scheduled.samples and not scheduled.draft and scheduled.request.sampling.guide is None:
                     scheduled.request.num_pending_tokens += 1
+        return batch
+
+    def schedule_beside(self, decodes: int, owed_blocks: int) -> Batch | None:
+        """Admit what waits into a step in which all of the `decodes` running requests compute one token each, without
+        handing out those: for a caller that takes them itself (virtual-time simulation), and still has to take at most
+        `owed_blocks` blocks for them. `update` it like any batch.
+
+        None, and nothing changed, where nobody is admitted, or where blocks are so few that `schedule` must decide.
+        """
+        budget, waiting, pool = self._token_budget - decodes, self._waiting, self.pool
+        plain = self._drafting is None and not self._runs_ahead and not pool.prefix_caching
+        most_blocks = waiting.num_tokens // pool.block_size + len(waiting)
+        if self._paused or not plain or budget <= 0 or not waiting:
+            return None
+        if most_blocks + owed_blocks + self._watermark_blocks >= pool.num_free:
+            return None
+        admitted: list[ScheduledRequest] = []
+        longer: list[ScheduledRequest] = []
+        self._admit_waiting(budget, admitted, longer)
+        admitted.extend(longer)
+        return self._in_flight(admitted) if admitted else None
+
+    def _in_flight(self, scheduled: list[ScheduledRequest]) -> Batch:
+        batch = Batch(self._next_step_id, tuple(scheduled), tuple(self._retired))
+        self._retired.clear()
+        self._void_in_flight[batch.step_id] = set()
+        self._next_step_id += 1
         return batch
 
     def update(self, batch: Batch, result: StepResult) -> list[RequestUpdate]:
@@ -188,25 +224,26 @@ class Scheduler:
         updates: list[RequestUpdate] = []
         any_finished = False
         for scheduled, sampled in zip(batch.requests, result.sampled):
-            request = scheduled.request
-            if request in void:
+            request, samples, draft = scheduled.request, scheduled.samples, scheduled.draft
+            if void and request in void:
                 continue
-            if request.num_pending_tokens and scheduled.samples:
+            if samples and request.num_pending_tokens:
                 request.num_pending_tokens -= 1
             if (
                 sampled.error is not None
-                or scheduled.samples != bool(sampled.token_ids)
-                or (scheduled.draft and len(sampled.token_ids) > len(scheduled.draft) + 1)
+                or samples != bool(sampled.token_ids)
+                or (draft and len(sampled.token_ids) > len(draft) + 1)
             ):
                 update = failure(scheduled, sampled)
-            elif scheduled.draft:
-                update = self._take_verified(scheduled, sampled)
+            elif draft:
+                assert self._drafting is not None
+                update = self._drafting.take(scheduled, sampled)
             else:
                 start = scheduled.start
                 end = start + scheduled.num_tokens
                 if end // block_size > start // block_size:
                     self.pool.publish(request, end)
-                if not scheduled.samples:
+                if not samples:
                     continue
                 update = append_tokens(request, sampled, max_model_len)
             updates.append(update)
@@ -216,6 +253,19 @@ class Scheduler:
         if any_finished:
             self._drop_finished()
         return updates
+
+    def complete(self, requests: Iterable[Request]) -> None:
+        """End running requests that have their full length, for a caller that took their decode steps itself.
+
+        Raises `ValueError` where one does not run or may still draw a token.
+        """
+        for request in requests:
+            if request not in self._running or len(request.token_ids) < length_limit(
+                request, self.config.max_model_len
+            ):
+                raise ValueError(f"request {request.request_id!r} does not run, or has not drawn its last token")
+            self._finish(request, FinishReason.LENGTH)
+        self._drop_finished()
 
     def fail(self, batch: Batch, reason: str) -> list[RequestUpdate]:
         """The executor could not run `batch`: its requests end with `ERROR`; nothing of the step is published."""
@@ -243,6 +293,7 @@ class Scheduler:
             for request in self._running
             if request.prefill_end > request.num_computed_tokens
         )
+        drafting = self._drafting
         return SchedulerStats(
             running=len(self._running),
             waiting=len(self._waiting),
@@ -251,49 +302,11 @@ class Scheduler:
             prefix_query_tokens=self.pool.query_tokens,
             prefix_hit_tokens=self.pool.hit_tokens,
             preemptions=self._num_preemptions,
-            drafted_tokens=self._drafted_tokens,
-            accepted_tokens=self._accepted_tokens,
+            drafted_tokens=drafting.drafted_tokens if drafting is not None else 0,
+            accepted_tokens=drafting.accepted_tokens if drafting is not None else 0,
             waiting_prefill_tokens=self._waiting.num_tokens + running_backlog,
             oldest_waiting_arrival_s=self._waiting.oldest_arrival_s(),
         )
-
-    def _add_drafts(
-        self, proposer: Proposer, budget: int, singles: list[ScheduledRequest], longer: list[ScheduledRequest]
-    ) -> int:
-        """Let decodes compute guessed tokens too, with budget and blocks that nobody else needs; returns what is left.
-
-        A guided request is left alone: its guide would have to follow the draft and come back.
-        """
-        plain: list[ScheduledRequest] = []
-        for scheduled in singles:
-            request = scheduled.request
-            # Of the tokens that are missing to its end the step draws one in any case.
-            most = min(budget, length_limit(request, self.config.max_model_len) - len(request.token_ids) - 1)
-            draft: tuple[int, ...] = ()
-            if most > 0 and scheduled.samples and scheduled.end == len(request.token_ids):
-                draft = () if request.sampling.guide is not None else proposer.propose(request, most)
-            end = scheduled.end + len(draft)
-            if not draft or not self.pool.grow(request, end):
-                plain.append(scheduled)
-                continue
-            request.num_computed_tokens = end
-            longer.append(ScheduledRequest(request, scheduled.start, 1 + len(draft), True, draft))
-            budget -= len(draft)
-        singles[:] = plain
-        return budget
-
-    def _take_verified(self, scheduled: ScheduledRequest, sampled: SampledTokens) -> RequestUpdate:
-        """Keep what the draft got right; the keys and values of wrong guesses will be overwritten."""
-        request, draft = scheduled.request, scheduled.draft
-        accepted = len(sampled.token_ids) - 1
-        update = append_tokens(request, sampled, self.config.max_model_len)
-        request.num_computed_tokens = len(request.token_ids) - 1
-        self.pool.publish(request, request.num_computed_tokens)
-        self._drafted_tokens += len(draft)
-        self._accepted_tokens += accepted
-        if self._proposer is not None:
-            self._proposer.verified(request, len(draft), accepted)
-        return update
 
     def reset_prefix_cache(self) -> None:
         self.pool.reset_prefix_cache()
@@ -402,8 +415,8 @@ class Scheduler:
             self._vacate(request)
         request.num_pending_tokens = 0
         request.finish_reason = reason
-        if self._proposer is not None:
-            self._proposer.forget(request)
+        if self._drafting is not None:
+            self._drafting.forget(request)
         del self._requests[request.request_id]
 
     def _drop_finished(self) -> None:

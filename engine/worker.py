@@ -6,6 +6,7 @@ front end holds the other end of that pipe, so that no engine outlives it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -285,6 +286,8 @@ def main(argv: list[str]) -> int:
             worker.stop()
 
         signal.signal(signal.SIGTERM, on_sigterm)
+        # What loading made stays: a full collection over it would hold up a step.
+        gc.freeze()
         channel.send(encoder.encode(Ready(built.info, built.engine.scheduler.stats())))
         try:
             worker.run()

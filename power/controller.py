@@ -11,7 +11,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from power.actuator import LeaseError
 from power.audit import AuditRecord, inputs_of

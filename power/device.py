@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from power.quantities import Method, Scope, Source
 
 
@@ -89,8 +91,7 @@ class DeviceInfo:
         return next((clock for clock in self.clocks_mhz if clock >= clock_mhz), self.clocks_mhz[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True, gc=False):
     """One look at a device. A field is `None` when the device does not report it.
 
     `power_w` is instantaneous, `power_average_w` the device's own average (1 s on Hopper); `energy_j` is

@@ -91,7 +91,7 @@ class FakeNvml:
     def set_load(self, demand: Demand | None, index: int = 0) -> None:
         """From now on the GPU runs steps of this demand back to back, or nothing."""
         with self.open(index) as (gpu, _):
-            gpu.load = {name: getattr(demand, name) for name in demand.__slots__} if demand else None
+            gpu.load = {name: getattr(demand, name) for name in demand.__struct_fields__} if demand else None
 
     def set_faults(self, faults: Faults, index: int = 0) -> None:
         with self.open(index) as (gpu, board):

@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from power.model_shape import ModelShape
 from power.profile import EngineProfile, GpuProfile
 
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
+class StepWork(Struct, frozen=True, gc=False):
     """What one step computes. `*_kv_tokens`: cached tokens read, summed over the sequences of that kind;
     `prefill_pairs`: query-key pairs of the prompts, summed."""
 
@@ -61,8 +62,7 @@ def combine(works: Iterable[StepWork]) -> StepWork:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True, gc=False):
     """Seconds a step needs of each resource at the top clock, per GPU; `fixed_s` does not depend on the clock."""
 
     linear_compute_s: float
@@ -74,8 +74,7 @@ class Demand:
     host_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class StepPrediction:
+class StepPrediction(Struct, frozen=True, gc=False):
     """`power_w` is of one GPU while the step runs; utilisations are shares of `duration_s`."""
 
     duration_s: float

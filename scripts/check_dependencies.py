@@ -1,10 +1,11 @@
 """Dependencies: is the lock current, is any version known to be vulnerable, and what is in the product (SBOM).
 
     python scripts/check_dependencies.py lock      # every pin of pyproject.toml is in requirements.lock, with hashes
-    python scripts/check_dependencies.py audit     # pip-audit over the lock
+    python scripts/check_dependencies.py audit     # pip-audit over the lock, asking PyPI and then OSV
     python scripts/check_dependencies.py sbom build/gridserve.cdx.json
 
-Where no vulnerability database can be reached the audit says so and passes; `--strict` makes that a failure.
+The audit ends with one of three: vulnerabilities are known (status 1), none is known, or nobody could be asked, which
+says nothing of the dependencies and passes; `--strict` makes that a failure too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 REMEDY = "run `make lock`"
+SERVICES = ("pypi", "osv")
+ANSWER_S = 15
+MAX_REASON_CHARS = 120
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,44 @@ def read_audit(report: dict[str, Any]) -> Audit:
     return Audit(audited, tuple(unaudited), tuple(vulnerable))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Of one vulnerability database. `audit` is None where it could not be asked, and `reason` says why."""
+
+    service: str
+    audit: Audit | None
+    reason: str = ""
+
+
+def read_answer(service: str, stdout: str, stderr: str) -> Answer:
+    """What pip-audit brought home. A database that knows none of the packages is a mirror without advisories."""
+    try:
+        found = read_audit(json.loads(stdout))
+    except (ValueError, KeyError, TypeError):
+        last = (stderr.strip().splitlines() or ["no answer"])[-1]
+        return Answer(service, None, last[:MAX_REASON_CHARS])
+    if not found.audited:
+        return Answer(service, None, f"it knows none of the {len(found.unaudited)} packages")
+    return Answer(service, found)
+
+
+def verdict(answers: Sequence[Answer], strict: bool) -> tuple[list[str], int]:
+    """What to say, and the exit status."""
+    audit = next((one.audit for one in answers if one.audit is not None), None)
+    if audit is None:
+        reasons = "; ".join(f"{one.service}: {one.reason}" for one in answers)
+        return [
+            f"audit: COULD NOT ASK whether vulnerabilities are known ({reasons})",
+            "audit: this says nothing of the dependencies; run it again where pypi.org or osv.dev can be reached",
+        ], int(strict)
+    lines = [f"audit: {line}" for line in audit.vulnerable]
+    if audit.unaudited:
+        lines.append(f"audit: COULD NOT ASK about {', '.join(audit.unaudited)}")
+    known = f"{len(audit.vulnerable)} known vulnerabilities" if audit.vulnerable else "no vulnerability is known"
+    lines.append(f"audit: asked about {audit.audited} packages: {known}")
+    return lines, int(bool(audit.vulnerable) or (strict and bool(audit.unaudited)))
+
+
 def run_lock() -> int:
     problems = lock_problems(tomllib.loads((ROOT / "pyproject.toml").read_text()), LOCK.read_text())
     for problem in problems:
@@ -92,24 +135,19 @@ def run_lock() -> int:
 
 
 def run_audit(strict: bool) -> int:
-    command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), "--require-hashes", "--disable-pip"]
-    done = subprocess.run(
-        [*command, "--progress-spinner", "off", "--format", "json"], capture_output=True, text=True, check=False
-    )
-    try:
-        found = read_audit(json.loads(done.stdout))
-    except ValueError:
-        last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        print(f"audit: skipped, no vulnerability database can be reached ({last})", file=sys.stderr)
-        return int(strict)
-    for line in found.vulnerable:
-        print(f"audit: {line}", file=sys.stderr)
-    if not found.audited:
-        print("audit: skipped, the vulnerability database knows none of the packages from here", file=sys.stderr)
-    elif found.unaudited:
-        print(f"audit: no answer for {', '.join(found.unaudited)}", file=sys.stderr)
-    print(f"audit: {found.audited} packages audited, {len(found.vulnerable)} known vulnerabilities")
-    return int(bool(found.vulnerable) or (strict and bool(found.unaudited)))
+    answers = []
+    for service in SERVICES:
+        command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), "--require-hashes", "--disable-pip",
+                   "--vulnerability-service", service, "--timeout", str(ANSWER_S),
+                   "--progress-spinner", "off", "--format", "json"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        answers.append(read_answer(service, done.stdout, done.stderr))
+        if answers[-1].audit is not None:
+            break
+    lines, status = verdict(answers, strict)
+    for line in lines:
+        print(line, file=sys.stderr)
+    return status
 
 
 def run_sbom(out: Path) -> int:

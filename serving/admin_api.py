@@ -14,6 +14,7 @@ from serving.admin_errors import HANDLED, AdminError, answer_error
 from serving.admin_http import build_document
 from serving.admin_policy import policy_edit_router, policy_reload_router, policy_router, what_if_router
 from serving.admin_records import exports_router, metrics_router, records_router
+from serving.http_server import NO_TELEMETRY
 
 
 def create_admin_app(context: AdminContext) -> FastAPI:
@@ -25,6 +26,7 @@ def create_admin_app(context: AdminContext) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
     )
     app.include_router(_open_router(context))
     for make in (

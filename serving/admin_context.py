@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from serving.admin_auth import AdminAccess
 from serving.control_plane import ControlPlane
@@ -20,10 +21,13 @@ from serving.service import InferenceService
 from serving.tenants_budgets import BudgetBook
 from serving.tenants_keys import KeyRing
 
+if TYPE_CHECKING:
+    from serving.tracing_export import Exports
+
 
 @dataclass(frozen=True, slots=True)
 class AdminContext:
-    """`override`: what was changed of the policy file at start, in words."""
+    """`override`: what was changed of the policy file at start, in words. `exports`: of traces, where there are any."""
 
     access: AdminAccess
     control: ControlPlane
@@ -37,6 +41,7 @@ class AdminContext:
     evaluator: QualityEvaluator
     keeper: PromptKeeper | None = None
     keys: KeyRing | None = None
+    exports: Exports | None = None
     override: str | None = None
     version: str = field(default_factory=lambda: metadata.version("gridserve"))
     started_unix_s: float = field(default_factory=time.time)

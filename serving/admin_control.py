@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from power.messages import HoldMode
 from serving import admin_answers as answers_of
+from serving import admin_answers_carbon as carbon_answers
 from serving import admin_schema as schema
 from serving.admin_audit import now_us
 from serving.admin_auth import principal_of
@@ -49,19 +50,19 @@ def supply_router(context: AdminContext) -> APIRouter:
         return answer(
             schema.CarbonState(
                 enforce=plane.settings.enforce,
-                intensity=answers_of.intensity_of(plane),
+                intensity=carbon_answers.intensity_of(plane),
                 levels=[
                     schema.LevelState(level.id, level.text, level.max_tokens) for level in plane.settings.levels.levels
                 ],
-                forecast=answers_of.forecast_of(plane),
-                plan=answers_of.plan_of(plane),
+                forecast=carbon_answers.forecast_of(plane),
+                plan=carbon_answers.plan_of(plane),
                 history=await _history(context),
             )
         )
 
     @router.get("/feeds", **answers(schema.FeedList, 404))
     async def feeds() -> Response:
-        return answer(answers_of.feeds_of(carbon_of(context)))
+        return answer(carbon_answers.feeds_of(carbon_of(context)))
 
     @router.get("/evaluator", **answers(schema.EvaluatorState, 404))
     async def evaluator() -> Response:
@@ -95,7 +96,7 @@ async def _evaluator(context: AdminContext) -> schema.EvaluatorState:
     plane, ledger, keeper = carbon_of(context), context.ledger, context.keeper
     past = await asyncio.to_thread(ledger.reader.audit, kind="evaluation", limit=20) if ledger is not None else []
     prompts = await keeper.counts() if keeper is not None else {}
-    return answers_of.evaluator_of(plane, context.evaluator, prompts, past)
+    return carbon_answers.evaluator_of(plane, context.evaluator, prompts, past)
 
 
 async def _history(context: AdminContext) -> list[schema.ForecastPoint]:
@@ -167,7 +168,7 @@ def operate_router(context: AdminContext) -> APIRouter:
         context.control.audit("access", principal_of(request).name, asked={"feeds": "refresh"}, result="asked")
         await plane.chain.refresh()
         await plane.replan()
-        return answer(answers_of.feeds_of(plane))
+        return answer(carbon_answers.feeds_of(plane))
 
     return router
 

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from serving.openai_errors import ApiError, BadRequestError
 from serving.service import Caller
+from serving.trace_context import read_trace_context
 from serving.unsupported import refuse_unsupported
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,6 +51,7 @@ async def read_body(request: Request, model: type[Model], timeout_s: float) -> t
         len(raw),
         _short_header(headers.get("x-gridserve-directive")),
         _short_header(headers.get("x-gridserve-task")),
+        read_trace_context(headers),
     )
 
 

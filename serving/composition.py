@@ -37,6 +37,7 @@ from serving.tenants_budgets import HARD, WITHIN, BudgetBook
 from serving.tenants_gate import TenantGate
 from serving.tenants_service import TenantService
 from serving.text import TextProtocol
+from serving.tracing import RequestTracer, open_tracer
 
 BUSY_SHARE = 0.5
 """Low-priority work runs while fewer than this share of the engine's places are taken and nothing waits."""
@@ -57,6 +58,7 @@ class Parts:
     jobs: Jobs
     log: RequestLog
     keeper: PromptKeeper | None = None
+    tracer: RequestTracer | None = None
     engine: EngineClientProtocol | None = None
     evaluator: QualityEvaluator | None = None
 
@@ -159,6 +161,10 @@ def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:
             keeper = PromptKeeper(options.learned, control.keep_prompt, lambda text: alarms.stand("prompts", text))
         parts = Parts(options, alarms, ledger, steering, control, latency, totals, budgets, jobs, log, keeper)
         log.also(parts.settled)
+        if options.tracing is not None:
+            parts.tracer = open_tracer(options.tracing)
+        if parts.tracer is not None:
+            log.also(parts.tracer.settled)
         control.brief_for_budget = parts.brief_for_budget
     except BaseException:
         if ledger is not None:
@@ -191,6 +197,7 @@ def serve_with(parts: Parts, engine: EngineClientProtocol, text: TextProtocol) -
         policy_mode=lambda: control.mode,
         on_finished=parts.latency.ended,
         on_answered=parts.keeper.offer if parts.keeper is not None else lambda run: None,
+        tracer=parts.tracer,
     )
     parts.evaluator = QualityEvaluator(control, service, parts.keeper)
     metrics = service.metrics
@@ -212,6 +219,7 @@ def serve_with(parts: Parts, engine: EngineClientProtocol, text: TextProtocol) -
         evaluator=parts.evaluator,
         keeper=parts.keeper,
         keys=options.keys,
+        exports=parts.tracer.exports if parts.tracer is not None else None,
         override=options.override,
     )
     metrics.registry.register(ControlCollector(context, gate))

@@ -97,6 +97,10 @@ JOB_SUCCESS = MetricSpec(
     "gridserve_job_last_success_timestamp_seconds", "gauge", "When a background job last succeeded.", ("job",)
 )
 JOB_FAILURES = MetricSpec("gridserve_job_failures_total", "counter", "Failed runs of a background job.", ("job",))
+TRACES_EXPORTED = MetricSpec("gridserve_trace_spans_exported_total", "counter", "Spans a collector has taken.")
+TRACES_LOST = MetricSpec(
+    "gridserve_trace_spans_lost_total", "counter", "Spans that a collector did not take, or the queue.", ("why",)
+)
 
 DCGM_LABELS = ("gpu", "UUID", "modelName", "Hostname")
 DCGM_POWER = MetricSpec("DCGM_FI_DEV_POWER_USAGE", "gauge", "Power draw in W.", DCGM_LABELS)

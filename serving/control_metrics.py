@@ -31,15 +31,17 @@ class ControlCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         power, status = self._context.control.power, self._context.sampler.status
         if power is not None and status is not None:
+            # First: aiperf takes a GPU's identity from whichever series names its number first.
+            yield from self._dcgm(power)
             yield from self._devices(power, status)
             yield from self._energy(power, status)
-            yield from self._dcgm(power)
         yield from self._requests()
         yield from self._carbon()
         yield from self._policy()
         yield from self._tenants()
         yield from self._ledger()
         yield from self._jobs()
+        yield from self._traces()
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: names are checked against the catalogue by a test, and a scrape needs live objects."""
@@ -211,6 +213,16 @@ class ControlCollector(Collector):
             if job.last_success_unix_s is not None:
                 success.add_metric([job.name], job.last_success_unix_s)
         yield from (success, failures)
+
+    def _traces(self) -> Iterator[Metric]:
+        exports = self._context.exports
+        if exports is None:
+            return
+        yield _one(catalogue.TRACES_EXPORTED, exports.exported)
+        lost = _counter(catalogue.TRACES_LOST)
+        lost.add_metric(["undelivered"], exports.undelivered)
+        lost.add_metric(["queue_full"], exports.dropped)
+        yield lost
 
 
 def _gauge(spec: MetricSpec) -> GaugeMetricFamily:

@@ -51,6 +51,7 @@ def examine(subject: Subject) -> Iterator[Check]:
         check_powerd,
         check_policy,
         check_model,
+        check_traces,
         check_sqlite,
         check_disk,
         check_ports,
@@ -196,6 +197,19 @@ def check_model(subject: Subject) -> Iterator[Check]:
         return
     fix = f"it is fetched at the first start; to do it now: gridserve models pull {subject.model}"
     yield Check("model", "warning", f"{subject.model} is not on this machine", fix)
+
+
+def check_traces(_subject: Subject) -> Iterator[Check]:
+    from serving.tracing_options import asked_by, installed, problem_of
+
+    if not asked_by(os.environ):
+        yield Check("traces", "ok", f"none asked for; OpenTelemetry is {'' if installed() else 'not '}installed")
+        return
+    problem = problem_of(None, os.environ)
+    if problem is None:
+        yield Check("traces", "ok", "exported as the OTEL_* variables say")
+    else:
+        yield Check("traces", "warning", f"the environment asks for traces: {problem}", "mend it, or unset OTEL_*")
 
 
 def check_sqlite(_subject: Subject) -> Iterator[Check]:

@@ -8,6 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
+from msgspec import Struct
+
 from engine.batch import TokenLogprobs
 from engine.client_protocol import EngineClientProtocol, EngineUnavailableError, Generation, TokenDelta
 from engine.request import FinishReason
@@ -26,8 +28,7 @@ class TextOptions:
     skip_special_tokens: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(Struct, frozen=True):
     """What came for choice `index`. The texts of a choice join to its whole text; the last delta has a finish reason.
 
     `token_ids` holds every token that was generated, the hidden ones (end of sequence, stop string) included.

@@ -7,12 +7,15 @@ import socket
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.openai_errors import ApiError
 from serving.settings import ApiSettings
 
 BACKLOG = 2048
+# FastAPI's own would follow the environment by itself, and record what a client sent that failed validation.
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):

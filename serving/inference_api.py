@@ -17,6 +17,7 @@ from serving.bodies import read_body
 from serving.chat import check_chat, complete_chat, stream_chat
 from serving.completions import check_completion, complete, stream_completion
 from serving.edge import Edge
+from serving.http_server import NO_TELEMETRY
 from serving.openai_errors import ApiError, ErrorResponse, ModelNotFoundError
 from serving.openai_requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from serving.openapi_document import Responses, answers, build_document, json_of, takes
@@ -37,10 +38,12 @@ def create_app(service: InferenceService, settings: ApiSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry=NO_TELEMETRY,
         redirect_slashes=False,
     )
-    app.include_router(_open_router(service))
+    # Routes are tried in this order: generation first.
     app.include_router(_inference_router(service, settings))
+    app.include_router(_open_router(service))
     app.include_router(_metrics_router(service, settings))
     app.include_router(_document_router(app, settings))
     app.add_middleware(Edge, settings=settings, metrics=service.metrics)

@@ -13,6 +13,7 @@ from engine.client_protocol import EngineClientProtocol, EngineStats
 from serving import metric_catalogue as catalogue
 from serving.limits import Admission
 from serving.metric_catalogue import MetricSpec
+from serving.step_histogram import StepHistogram
 
 
 class EngineCollector(Collector):
@@ -89,7 +90,8 @@ class ApiMetrics:
         self._prompt_tokens = self._counter(catalogue.PROMPT_TOKENS).labels(model)
         self._generation_tokens = self._counter(catalogue.GENERATION_TOKENS).labels(model)
         self._ttft_s = self._histogram(catalogue.TTFT).labels(model)
-        self._itl_s = self._histogram(catalogue.ITL).labels(model)
+        self._itl_s = StepHistogram(catalogue.ITL, model)
+        self.registry.register(self._itl_s)
         self._e2e_s = self._histogram(catalogue.E2E).labels(model)
         self._request_prompt_tokens = self._histogram(catalogue.REQUEST_PROMPT_TOKENS).labels(model)
         self._request_generation_tokens = self._histogram(catalogue.REQUEST_GENERATION_TOKENS).labels(model)
@@ -143,8 +145,7 @@ class SequenceTimer:
         if self.num_tokens == 0:
             metrics._ttft_s.observe(elapsed_s)
         else:
-            for _ in range(count):
-                metrics._itl_s.observe(elapsed_s / count)
+            metrics._itl_s.observe(elapsed_s / count, count)
         metrics._generation_tokens.inc(count)
         metrics.generated_tokens += count
         self.num_tokens += count

@@ -17,10 +17,10 @@ from carbon.energy_model import EnergyModel
 from carbon.feed_chain import FeedChain
 from carbon.feeds.build import build_feed
 from carbon.intensity import CarbonIntensity, Kind, Methodology, Tier
+from carbon.plan_values import PlanSettings, Strategy
 from carbon.plane import CarbonPlane
 from carbon.plane_values import PlaneSettings
 from carbon.plane_values import Tenant as CarbonTenant
-from carbon.planner import PlanSettings, Strategy
 from carbon.prompt_classes import PromptClassifier
 from carbon.quality_book import QualityBook
 from carbon.state import load_state

@@ -19,6 +19,7 @@ from serving.openai_requests import ChatCompletionRequest
 from serving.openai_responses import EnergyUsage
 from serving.service import Run
 from serving.steering import Steering
+from serving.trace_context import RequestTrace
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class RequestLife:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that has ended, before its energy is known."""
+    """A request that has ended, before its energy is known. `trace`: where requests are traced."""
 
     request_id: str
     generation_ids: tuple[str, ...]
@@ -98,6 +99,7 @@ class Finished:
     policy_mode: str | None
     prompt_text: str | None = None
     answer_text: str | None = None
+    trace: RequestTrace | None = None
 
 
 OnSettled = Callable[[Finished, EnergyUsage | None], None]
@@ -171,7 +173,13 @@ class RequestLog:
 
 
 def finished_of(
-    run: Run, life: RequestLife, status: int, policy_mode: str | None, ended_s: float, with_text: bool
+    run: Run,
+    life: RequestLife,
+    status: int,
+    policy_mode: str | None,
+    ended_s: float,
+    with_text: bool,
+    trace: RequestTrace | None = None,
 ) -> Finished:
     """What is to be kept of a run that has ended now. `ended_s`: monotonic."""
     body, caller, count, wall_s = run.body, run.caller, run.count, time.time()
@@ -206,6 +214,7 @@ def finished_of(
         policy_mode=policy_mode,
         prompt_text=_prompt_text(run) if with_text else None,
         answer_text="".join(life.answer) if with_text and life.answer is not None else None,
+        trace=trace,
     )
 
 

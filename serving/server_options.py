@@ -9,6 +9,7 @@ from engine.config import EngineConfig
 from serving.admin_auth import generate_token
 from serving.settings import ApiSettings
 from serving.tenants_keys import KeyRing
+from serving.tracing_options import TracingOptions
 
 ADMIN_PORT = 9000
 
@@ -30,7 +31,7 @@ class ServerOptions:
     `power.open`; None measures nothing. `learned`: folder of what the carbon plane learned. `powerd_socket`: the
     privileged helper, where real clocks are controlled. `ledger`: folder of the ledger; None keeps none. `admin`: None
     runs no admin API. `override`: what was changed of the policy at start, in words. `vllm_names`: export the latency
-    series under vLLM's names too.
+    series under vLLM's names too. `tracing`: export traces of requests.
     """
 
     engine: EngineConfig
@@ -45,6 +46,7 @@ class ServerOptions:
     managed: bool = False
     override: str | None = None
     vllm_names: bool = False
+    tracing: TracingOptions | None = None
 
     @property
     def deferred(self) -> Path | None:

@@ -28,6 +28,7 @@ from serving.sampling import sampling_params, text_options
 from serving.settings import ApiSettings
 from serving.steering import Steering
 from serving.text import TextProtocol
+from serving.trace_context import TraceContext
 
 # Below this many bytes a body is tokenised on the event loop: cheaper than the way to a thread and back.
 INLINE_BODY_BYTES = 4096
@@ -39,13 +40,14 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. `key_name` separates the prefix caches of the owners of API keys. `directive` and `task`: what the
-    headers say of them."""
+    headers say of them. `trace`: the span of the client's that asks."""
 
     key_name: str | None
     arrival_s: float
     body_bytes: int
     directive: str | None = None
     task: str | None = None
+    trace: TraceContext | None = None
 
     @property
     def small(self) -> bool:

@@ -20,6 +20,7 @@ from serving.service import Caller, InferenceService, Run
 from serving.settings import ApiSettings
 from serving.steering import EVALUATOR, Steering
 from serving.text import TextProtocol
+from serving.tracing import RequestTracer
 
 HTTP_OK = 200
 CLIENT_CLOSED = 499
@@ -54,7 +55,7 @@ class WatchedRun(Run):
 
 class TenantService(InferenceService):
     """`keep_text`: whether a tenant agreed to have prompts and answers kept. `policy_mode`: of the policy in force.
-    `on_answered`: told of each request of a client that was answered."""
+    `on_answered`: told of each request of a client that was answered. `tracer`: where requests are traced."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class TenantService(InferenceService):
         policy_mode: Callable[[], str | None] = lambda: None,
         on_finished: Callable[[Finished], None] = lambda finished: None,
         on_answered: Callable[[Run], None] = lambda run: None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         super().__init__(engine, text, settings, steering)
         self._log = log
@@ -77,6 +79,7 @@ class TenantService(InferenceService):
         self._policy_mode = policy_mode
         self._on_finished = on_finished
         self._on_answered = on_answered
+        self._tracer = tracer
 
     @asynccontextmanager
     async def run(
@@ -96,6 +99,7 @@ class TenantService(InferenceService):
             await self._gate.enter(body, caller)
         except ApiError as error:
             self.metrics.rejected(error.status)
+            self._refused(body, caller, error)
             raise
         begun: Run | None = None
         status = HTTP_OK
@@ -113,6 +117,8 @@ class TenantService(InferenceService):
                 yield run
         except ApiError as error:
             status = error.status
+            if begun is None:
+                self._refused(body, caller, error)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             status = CLIENT_CLOSED
@@ -127,11 +133,17 @@ class TenantService(InferenceService):
     def _record(self, run: Run, status: int) -> None:
         assert isinstance(run, WatchedRun)
         with_text = self._keep_text(run.caller.key_name)
-        finished = finished_of(run, run.life, status, self._policy_mode(), time.monotonic(), with_text)
+        trace = self._tracer.ended(run) if self._tracer is not None else None
+        mode = self._policy_mode()
+        finished = finished_of(run, run.life, status, mode, time.monotonic(), with_text, trace)
         self._on_finished(finished)
         self._log.finish(finished)
         if status == HTTP_OK and run.caller.key_name != EVALUATOR:
             self._on_answered(run)
+
+    def _refused(self, body: GenerationBody, caller: Caller, error: ApiError) -> None:
+        if self._tracer is not None:
+            self._tracer.refused(body, caller, self.engine.info.model_id, error)
 
     async def _plan(
         self,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -22,12 +22,14 @@ from power.profile import load_engine, load_profile
 from power.twin import Twin
 from traces.reader import Origin
 from traces.request import BASELINE_LEVEL, TraceRequest
-from traces.simulate import SimulationOutcome, simulate
 from traces.simulate_grid import Grid
 from traces.simulate_policy import SimulationPolicy, SloSettings
 from traces.simulate_settings import SimulationSettings
-from traces.twin_step import PreparedTwin
 from traces.workload import Workload
+
+if TYPE_CHECKING:
+    from traces.simulate import SimulationOutcome
+    from traces.twin_step import PreparedTwin
 
 ENGINE_PROFILE = "vllm-0.11"
 
@@ -97,6 +99,8 @@ class ServedSettings(SimulationSettings, frozen=True):
     def make_twin(self) -> PreparedTwin:
         if self.shape is None:
             return super().make_twin()
+        from traces.twin_step import PreparedTwin
+
         return PreparedTwin.of(Twin(load_profile(self.gpu), load_engine(self.engine), self.shape))
 
 
@@ -137,6 +141,9 @@ def run(question: Question) -> list[Outcome]:
 
 
 def _simulated(question: Question, variant: Variant, workload: Workload, grid: Grid | None) -> SimulationOutcome:
+    # The control plane imports this file for its values alone and need not load what simulates.
+    from traces.simulate import simulate
+
     settings = ServedSettings(
         gpu=question.gpu,
         engine=ENGINE_PROFILE,

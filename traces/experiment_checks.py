@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from traces.record import Outcome
+from traces.record_table import RecordTable
 from traces.simulate import SimulationOutcome
 
 CLOSES_WITHIN = 1e-6
@@ -22,19 +25,20 @@ def problems_of(outcome: SimulationOutcome) -> list[str]:
     result, figures = outcome.result, outcome.figures
     problems = []
     submitted = figures["submitted"]
-    indexes = [record.index for record in result.records]
-    if indexes != list(range(submitted)):
-        problems.append(f"{submitted} requests were offered, {len(indexes)} have an end")
-    lost = [record for record in result.records if record.outcome not in (Outcome.COMPLETED, Outcome.DROPPED)]
+    table = RecordTable.of(result.records)
+    if not np.array_equal(table.column("index"), np.arange(submitted)):
+        problems.append(f"{submitted} requests were offered, {len(table)} have an end")
+    completed = table.of_outcome(Outcome.COMPLETED)
+    lost = int((~completed & ~table.of_outcome(Outcome.DROPPED)).sum())
     if lost:
-        problems.append(f"{len(lost)} requests neither completed nor were dropped with a reason")
-    short = [r for r in result.records if r.completed and r.output_tokens != r.requested_output_tokens]
+        problems.append(f"{lost} requests neither completed nor were dropped with a reason")
+    short = int((completed & (table.column("output_tokens") != table.column("requested_output_tokens"))).sum())
     if short:
-        problems.append(f"{len(short)} answers have another length than asked for")
+        problems.append(f"{short} answers have another length than asked for")
     device = result.device
     if device is None:
         return [*problems, "no energy of the device"]
-    requests_j = math.fsum(record.energy_j or 0.0 for record in result.records)
+    requests_j = math.fsum(np.nan_to_num(table.column("energy_j")))
     claimed = requests_j + (device.idle_j or 0.0) + (device.unattributed_j or 0.0)
     if not math.isclose(claimed, device.energy_j, rel_tol=CLOSES_WITHIN):
         problems.append(f"requests and idle are {claimed:.6g} J, the device drew {device.energy_j:.6g} J")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from traces.record import RequestRecord
+from traces.record import Outcome, RequestRecord
+from traces.record_table import RecordTable
 
 Samples = NDArray[np.float64]
 DEFAULT_PERCENTILES = (50.0, 90.0, 95.0, 99.0)
@@ -43,22 +44,43 @@ FORMULAS: Mapping[str, str] = {metric.key: metric.formula for metric in METRICS}
 
 def samples(records: Sequence[RequestRecord]) -> dict[str, Samples]:
     """Seconds of each metric; `itl` is empty where no record kept its gaps."""
-    done = [record for record in records if record.completed]
-    sent = [record for record in records if record.sent_s is not None]
-    gaps = [np.asarray(record.itl_s, dtype=np.float64) for record in done if record.itl_s]
+    table = RecordTable.of(records)
+    done = table.of_outcome(Outcome.COMPLETED)
+    gaps = (
+        []
+        if table.gaps is None
+        else [table.gaps[place] for place in np.flatnonzero(done).tolist() if table.gaps[place]]
+    )
+    lag_s = table.column("sent_s") - table.column("scheduled_s")
+    found = {name: _known(values[done]) for name, values in latencies_s(table).items()}
     return {
-        "ttft": _array([record.ttft_s for record in done]),
-        "tpot": _array([record.tpot_s for record in done]),
-        "itl": np.concatenate(gaps) if gaps else np.empty(0),
-        "e2el": _array([record.e2el_s for record in done]),
-        "ttft_scheduled": _array([record.ttft_scheduled_s for record in done]),
-        "e2el_scheduled": _array([record.e2el_scheduled_s for record in done]),
-        "send_lag": _array([record.send_lag_s for record in sent]),
+        "ttft": found["ttft"],
+        "tpot": found["tpot"],
+        "itl": np.concatenate([np.asarray(each, dtype=np.float64) for each in gaps]) if gaps else np.empty(0),
+        "e2el": found["e2el"],
+        "ttft_scheduled": found["ttft_scheduled"],
+        "e2el_scheduled": found["e2el_scheduled"],
+        "send_lag": _known(lag_s),
     }
 
 
-def _array(values: Sequence[float | None]) -> Samples:
-    return np.asarray([value for value in values if value is not None], dtype=np.float64)
+def latencies_s(table: RecordTable) -> dict[str, Samples]:
+    """Of every row, as `RequestRecord` defines them; NaN where unknown."""
+    scheduled, sent = table.column("scheduled_s"), table.column("sent_s")
+    first, last, tokens = table.column("first_token_s"), table.column("last_token_s"), table.column("output_tokens")
+    several = np.where(tokens >= 2.0, tokens - 1.0, np.nan)
+    return {
+        "ttft": first - sent,
+        "tpot": (last - first) / several,
+        "e2el": last - sent,
+        "ttft_scheduled": first - scheduled,
+        "e2el_scheduled": last - scheduled,
+    }
+
+
+def _known(values: Samples) -> Samples:
+    found: Samples = values[~np.isnan(values)]
+    return found
 
 
 def statistics_ms(key: str, values_s: Samples, percentiles: Sequence[float]) -> dict[str, float | None]:
@@ -79,18 +101,15 @@ def percentile_word(percentile: float) -> str:
 
 def good_requests(records: Sequence[RequestRecord], slo_ms: Mapping[str, float]) -> int:
     """Completed requests that meet every limit; a request of one token has a TPOT of 0, a failed one is never good."""
-    limits = {name: limit / 1e3 for name, limit in slo_ms.items()}
-    return sum(
-        record.completed and all(_slo_value(record, n) <= limit for n, limit in limits.items()) for record in records
-    )
+    table = RecordTable.of(records)
+    good = table.of_outcome(Outcome.COMPLETED)
+    latencies = latencies_s(table)
+    for name, limit in slo_ms.items():
+        good &= np.nan_to_num(latencies[name]) <= limit / 1e3
+    return int(good.sum())
 
 
 SLO_NAMES = ("ttft", "tpot", "e2el", "ttft_scheduled", "e2el_scheduled")
-
-
-def _slo_value(record: RequestRecord, name: str) -> float:
-    value: float | None = getattr(record, f"{name}_s")
-    return 0.0 if value is None else value
 
 
 def busiest_second(records: Sequence[RequestRecord]) -> tuple[float, int] | None:
@@ -98,21 +117,19 @@ def busiest_second(records: Sequence[RequestRecord]) -> tuple[float, int] | None
 
     As vllm counts them: seconds are whole ones from the first send of a completed request. None without any.
     """
-    done = [record for record in records if record.completed]
-    if not done:
+    table = RecordTable.of(records)
+    done = table.of_outcome(Outcome.COMPLETED)
+    if not done.any():
         return None
-    start_s = min(record.sent_s for record in done if record.sent_s is not None)
-    end_s = max(record.last_token_s for record in done if record.last_token_s is not None)
-    seconds = int(np.ceil(end_s - start_s)) + 1
-    tokens = np.zeros(seconds)
-    active = np.zeros(seconds + 1)
-    for record in done:
-        assert record.sent_s is not None
-        assert record.first_token_s is not None
-        assert record.last_token_s is not None
-        first = record.first_token_s - start_s
-        gaps = np.concatenate(([0.0], np.cumsum(record.itl_s))) if record.itl_s else np.zeros(1)
-        np.add.at(tokens, np.minimum((first + gaps).astype(int), seconds - 1), 1)
-        active[int(record.sent_s - start_s)] += 1
-        active[int(record.last_token_s - start_s) + 1] -= 1
+    sent, first, last = (table.column(name)[done] for name in ("sent_s", "first_token_s", "last_token_s"))
+    start_s = sent.min()
+    seconds = int(np.ceil(last.max() - start_s)) + 1
+    chunks = first - start_s
+    if table.gaps is not None:
+        gaps = [table.gaps[place] for place in np.flatnonzero(done).tolist()]
+        later = [chunk + np.cumsum(each) for chunk, each in zip(chunks, gaps) if each]
+        chunks = np.concatenate([chunks, *later])
+    tokens = np.bincount(np.minimum(chunks.astype(int), seconds - 1))
+    active = np.bincount((sent - start_s).astype(int), minlength=seconds + 1)
+    active -= np.bincount((last - start_s).astype(int) + 1, minlength=seconds + 1)
     return float(tokens.max()), int(np.cumsum(active).max())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from traces.metrics import METRICS, percentile_word
+from traces.record import Outcome
 from traces.results import RunResult
 
 WIDTH = 50
@@ -64,8 +65,9 @@ def _line(header: str, value: Any) -> str:
 def _errors(result: RunResult) -> Iterator[str]:
     """The most frequent reasons of failure."""
     reasons: dict[str, int] = {}
-    for record in result.measured:
-        if record.error and record.outcome.value == "failed":
+    measured = result.measured
+    for record in measured.where(measured.of_outcome(Outcome.FAILED)):
+        if record.error:
             reasons[record.error] = reasons.get(record.error, 0) + 1
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]:
         yield f"{count} failed: {reason}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from traces.metrics import (
     DEFAULT_PERCENTILES,
@@ -15,10 +16,12 @@ from traces.metrics import (
     SLO_NAMES,
     busiest_second,
     good_requests,
+    latencies_s,
     samples,
     statistics_ms,
 )
 from traces.record import Outcome, RequestRecord
+from traces.record_table import Column, RecordTable
 
 SCHEMA = "gridserve-run/1"
 ENERGY_METHODS = ("measured", "estimated", "simulated")
@@ -111,23 +114,24 @@ class RunResult:
             raise ValueError(f"unknown SLO {', '.join(unknown)}; known: {', '.join(SLO_NAMES)} (in ms)")
 
     @property
-    def measured(self) -> Sequence[RequestRecord]:
+    def measured(self) -> RecordTable:
         """Requests scheduled after the warm-up."""
-        start_s = self.info.measure_from_s
-        return [record for record in self.records if record.scheduled_s >= start_s] if start_s else self.records
+        table, start_s = RecordTable.of(self.records), self.info.measure_from_s
+        return table.where(table.column("scheduled_s") >= start_s) if start_s else table
 
     def summary(self) -> dict[str, Any]:
         """All figures under vllm's keys and ours; a figure that is not known is None and named in `missing`."""
         records = self.measured
         window_s = self.duration_s - self.info.measure_from_s
-        outcomes = {outcome: sum(record.outcome is outcome for record in records) for outcome in Outcome}
-        completed = [record for record in records if record.completed]
-        input_tokens = sum(record.input_tokens or 0 for record in completed)
-        output_tokens = sum(record.output_tokens or 0 for record in completed)
-        offered_s = max((record.scheduled_s for record in records), default=0.0) - self.info.measure_from_s
+        outcomes = {outcome: int(records.of_outcome(outcome).sum()) for outcome in Outcome}
+        completed = records.where(records.of_outcome(Outcome.COMPLETED))
+        input_tokens = _count(completed.column("input_tokens"))
+        output_tokens = _count(completed.column("output_tokens"))
+        offered_s = max(records.column("scheduled_s").tolist(), default=0.0) - self.info.measure_from_s
         good = good_requests(records, self.slo_ms) if self.slo_ms else None
-        sent = sum(record.sent_s is not None for record in records)
+        sent = int((~np.isnan(records.column("sent_s"))).sum())
         busiest = busiest_second(records)
+        cached = _sum_known(completed.column("cached_tokens"))
         figures: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": self.info.kind,
@@ -153,12 +157,12 @@ class RunResult:
             "total_token_throughput": (input_tokens + output_tokens) / window_s,
             "max_output_tokens_per_s": busiest[0] if busiest else None,
             "max_concurrent_requests": busiest[1] if busiest else None,
-            "recorded_output_tokens": sum(record.recorded_output_tokens for record in completed),
-            "requested_input_tokens": sum(record.requested_input_tokens for record in completed),
-            "requested_output_tokens": sum(record.requested_output_tokens for record in completed),
-            "prompt_token_mismatches": sum(r.input_tokens != r.requested_input_tokens for r in completed),
-            "output_token_mismatches": sum(r.output_tokens != r.requested_output_tokens for r in completed),
-            "cached_input_tokens": _sum_known([record.cached_tokens for record in completed]),
+            "recorded_output_tokens": _count(completed.column("recorded_output_tokens")),
+            "requested_input_tokens": _count(completed.column("requested_input_tokens")),
+            "requested_output_tokens": _count(completed.column("requested_output_tokens")),
+            "prompt_token_mismatches": _mismatches(completed, "input_tokens"),
+            "output_token_mismatches": _mismatches(completed, "output_tokens"),
+            "cached_input_tokens": None if cached is None else int(cached),
         }
         measured = samples(records)
         for metric in METRICS:
@@ -168,21 +172,18 @@ class RunResult:
         figures["missing"] = self._missing(figures)
         return figures
 
-    def _energy_figures(self, completed: Sequence[RequestRecord], output_tokens: int) -> dict[str, Any]:
+    def _energy_figures(self, completed: RecordTable, output_tokens: int) -> dict[str, Any]:
         """Energy per request from the requests' own joules, and over the window from the device."""
-        requests_j = _sum_known([record.energy_j for record in completed])
+        requests_j = _sum_known(completed.column("energy_j"))
         device = self.device
         total_j = device.energy_j if device else None
-        directives: dict[str, int] = {}
-        for record in completed:
-            if record.directive is not None:
-                directives[record.directive] = directives.get(record.directive, 0) + 1
+        levels = [level for level in completed.texts_of("directive") if level is not None]
         return {
             "attributed_energy_j": requests_j,
-            "attributed_energy_methods": sorted({r.energy_method for r in completed if r.energy_method is not None}),
+            "attributed_energy_methods": sorted(way for way in completed.texts_of("energy_method") if way is not None),
             "attributed_j_per_request": _ratio(requests_j, len(completed)),
-            "attributed_co2e_g": _sum_known([record.co2e_g for record in completed]),
-            "directives": directives,
+            "attributed_co2e_g": _sum_known(completed.column("co2e_g")),
+            "directives": {level: int(completed.of_text("directive", (level,)).sum()) for level in levels},
             "energy_j": total_j,
             "energy_method": device.method if device else None,
             "energy_source": device.source if device else None,
@@ -208,18 +209,28 @@ class RunResult:
         return {key: reasons.get(key, fallback) for key, value in figures.items() if value is None}
 
 
-def _sum_known(values: Sequence[float | None]) -> float | None:
+def _count(values: Column) -> int:
+    """Sum of the known ones."""
+    return int(np.nansum(values))
+
+
+def _mismatches(completed: RecordTable, name: str) -> int:
+    """Rows whose count is not the requested one, or not known."""
+    return int((completed.column(name) != completed.column(f"requested_{name}")).sum())
+
+
+def _sum_known(values: Column) -> float | None:
     """Sum if every value is known: a sum over some of the requests would look like all of them."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
+    return None if not len(values) or np.isnan(values).any() else float(sum(values.tolist()))
 
 
-def _energy_delay_product(total_j: float | None, completed: Sequence[RequestRecord]) -> float | None:
+def _energy_delay_product(total_j: float | None, completed: RecordTable) -> float | None:
     """Joules of a request times its mean end-to-end latency."""
-    latencies_s = [record.e2el_s for record in completed if record.e2el_s is not None]
-    if total_j is None or not latencies_s:
+    known = latencies_s(completed)["e2el"]
+    latencies: list[float] = known[~np.isnan(known)].tolist()
+    if total_j is None or not latencies:
         return None
-    return total_j / len(completed) * (sum(latencies_s) / len(latencies_s))
+    return total_j / len(completed) * (sum(latencies) / len(latencies))
 
 
 def _ratio(total: float | None, count: int) -> float | None:

@@ -16,10 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from carbon.accounting import RequestEnergy, footprint
+from carbon.accounting import operational_grams
 from power.governors import CarbonFollow, DefaultGovernor, Pool
 from traces.cluster import Cluster
+from traces.metrics import latencies_s
 from traces.record import Outcome, RequestRecord
+from traces.record_table import RecordTable, TableBuilder
 from traces.request import TraceRequest
 from traces.results import DeviceEnergy, RunInfo, RunResult
 from traces.simulate_control import ServerControl, SharedRow
@@ -34,6 +36,7 @@ BACKEND = "gridserve-simulation"
 QUIET_S = 2.0
 KEEP_ALIVE_S = 20.0
 HIGH_PRIORITY, LOW_PRIORITY = 0, 1
+_COMPLETED = Outcome.COMPLETED.value
 
 
 class Directing(Protocol):
@@ -90,7 +93,7 @@ class _Run:
         self.workload, self.policy, self.settings = workload, policy, settings
         self.grid, self.directing, self.seed = grid, directing, seed
         self.on_progress = on_progress
-        self.records: list[RequestRecord] = []
+        self.records = TableBuilder()
         self.timeline = Timeline()
         self.twin = settings.make_twin()
         self.arrivals = self._requests()
@@ -137,7 +140,6 @@ class _Run:
         self._sample()
         self.on_progress(self.tick_s, len(self.records))
         cluster.check()
-        self.records.sort(key=lambda record: record.index)
         return self._outcome(settings)
 
     def _next_tick(self) -> float:
@@ -189,37 +191,30 @@ class _Run:
     def _finished(self, request: SimulatedRequest, idle_j: float) -> None:
         trace = request.trace
         energy_j = request.prefill_j + request.decode_j + idle_j
-        grams = None
+        grams = math.nan
         assert request.first_s is not None
         assert request.last_s is not None
         if self.grid is not None:
-            device_s = request.last_s - request.arrival_s
-            energy = RequestEnergy(energy_j, "simulated", request.prefill_j, request.decode_j, idle_j, device_s)
-            reading = self.grid.reading(request.last_s)
-            grams = footprint(energy, reading, pue=self.settings.pue).operational_g
-        self.records.append(
-            RequestRecord(
-                index=request.number,
-                request_id=request.request_id,
-                outcome=Outcome.COMPLETED,
-                scheduled_s=trace.arrival_s,
-                requested_input_tokens=trace.input_tokens,
-                requested_output_tokens=request.sampling.max_tokens,
-                recorded_output_tokens=trace.output_tokens,
-                sent_s=trace.arrival_s,
-                first_token_s=request.first_s,
-                last_token_s=request.last_s,
-                input_tokens=request.num_prompt_tokens,
-                output_tokens=request.num_output_tokens,
-                cached_tokens=request.num_cached_tokens,
-                finish_reason="length",
-                task=trace.task,
-                session_id=trace.session_id,
-                directive=request.level,
-                energy_j=energy_j,
-                energy_method="simulated",
-                co2e_g=grams,
-            )
+            intensity = self.grid.g_per_kwh(request.last_s)
+            grams = math.nan if intensity is None else operational_grams(energy_j, self.settings.pue, intensity)
+        # In the order of `record_table.NUMBERS` and `TEXTS`.
+        self.records.add(
+            (
+                request.number,
+                trace.input_tokens,
+                request.sampling.max_tokens,
+                trace.output_tokens,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                request.num_cached_tokens,
+                trace.arrival_s,
+                trace.arrival_s,
+                request.first_s,
+                request.last_s,
+                energy_j,
+                grams,
+            ),
+            (_COMPLETED, "length", None, trace.task, trace.session_id, request.level, "simulated"),
         )
 
     def _make_controls(self) -> list[ServerControl]:
@@ -312,7 +307,8 @@ class _Run:
             counts={"dropped": self.dropped} if self.dropped else {},
             notes=(f"simulated from profile {settings.gpu}: {self.twin.gpu.fitted_on}",),
         )
-        result = RunResult(info, self.tick_s, self.records, device=device, slo_ms=settings.slo.limits_ms)
+        records = self.records.table().in_order()
+        result = RunResult(info, self.tick_s, records, device=device, slo_ms=settings.slo.limits_ms)
         figures: dict[str, Any] = {
             "servers": len(cluster.servers),
             "gpus": len(cluster.servers) * settings.tensor_parallel,
@@ -331,22 +327,23 @@ class _Run:
         if self.row is not None:
             figures |= self.row.figures()
         if settings.low_tasks:
-            figures |= priority_figures(self.records, settings.low_tasks)
+            figures |= priority_figures(records, settings.low_tasks)
         if self.directing is not None:
             figures |= self.directing.figures()
         return SimulationOutcome(result, timeline, figures)
 
 
-def priority_figures(records: Sequence[RequestRecord], low_tasks: Sequence[str]) -> dict[str, float | int | None]:
+def priority_figures(records: RecordTable, low_tasks: Sequence[str]) -> dict[str, float | int | None]:
     """Median and 99th percentile of end-to-end latency and TTFT of both priorities, ms."""
     figures: dict[str, float | int | None] = {}
-    for name, low in (("high", False), ("low", True)):
-        found = [record for record in records if record.completed and (record.task in low_tasks) is low]
-        figures[f"{name}_requests"] = len(found)
+    completed, low = records.of_outcome(Outcome.COMPLETED), records.of_text("task", low_tasks)
+    latencies = latencies_s(records)
+    for name, found in (("high", completed & ~low), ("low", completed & low)):
+        figures[f"{name}_requests"] = int(found.sum())
         for key in ("e2el", "ttft"):
-            values = [value for record in found if (value := getattr(record, f"{key}_s")) is not None]
+            values = latencies[key][found]
             for percent in (50, 99):
-                figure = float(np.percentile(values, percent)) * 1e3 if values else None
+                figure = float(np.percentile(values, percent)) * 1e3 if len(values) else None
                 figures[f"{name}_p{percent}_{key}_ms"] = figure
     return figures
 

@@ -2,7 +2,7 @@
 
 The physics are `power.twin`'s and the rules `power.board`'s. That board integrates in pieces of at most 10 ms for a
 live sensor; this one takes each engine step as one piece, which makes a simulated hour cost a second. A test holds the
-two together. All figures are *simulated*.
+two together. The arithmetic is compiled (`decode_arithmetic`). All figures are *simulated*.
 """
 
 from __future__ import annotations
@@ -10,28 +10,58 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from dataclasses import dataclass, field
+
+import numpy as np
+from msgspec import Struct
 
 from power.device import ClockReason, DeviceInfo, PowerLimits, Reading
 from power.quantities import Method, Scope, Source
 from power.simulated import ALL_CAPABILITIES
 from power.twin import Twin
-from traces.twin_step import PreparedDecode
+from traces.decode_arithmetic import (
+    AMBIENT_C,
+    BOARD_NUMBERS,
+    CAP_BLIND_S,
+    CAP_MARGIN,
+    CAP_TIME_S,
+    CEILING_MHZ,
+    CELSIUS_PER_W,
+    CLOCK_MHZ,
+    COUNT,
+    CYCLES,
+    DUE_MHZ,
+    DUE_S,
+    ENERGY_J,
+    HEAT_TIME_S,
+    LEAKAGE_PER_C,
+    LIMIT_W,
+    LOCK_MHZ,
+    LOWEST_MHZ,
+    REFERENCE_C,
+    SLOW_POWER_W,
+    STATE_NUMBERS,
+    TEMPERATURE_C,
+    TIME_S,
+    account,
+    clock_now,
+    leak,
+    run_decodes,
+    step,
+)
+from traces.step_log import LONGEST_RUN, StepLog
+from traces.twin_arithmetic import Numbers, twin_numbers
 from traces.virtual_clock import VirtualClock
 
-HEAT_EVERY_S = 0.1
 
+class DecodeRun(Struct, frozen=True, gc=False):
+    """What a run of decode steps did. `dynamic_j`: joules above idle. `unit_j`: the same over the weight of all
+    requests, summed over steps; `moment_j`: that times the step's number from 0, for weights that grow with it."""
 
-@dataclass(slots=True)
-class DecodeRun:
-    """What a run of decode steps did. `unit_j`: dynamic joules over the weight of all requests, summed over steps;
-    `moment_j`: the same times the step's number from 0, for weights that grow with the step."""
-
-    idle_j: float = 0.0
-    unit_j: float = 0.0
-    moment_j: float = 0.0
-    ends_s: list[float] = field(default_factory=list)
-    durations_s: list[float] = field(default_factory=list)
+    steps: int
+    idle_j: float
+    dynamic_j: float
+    unit_j: float
+    moment_j: float
 
 
 class VirtualGpu:
@@ -46,29 +76,25 @@ class VirtualGpu:
         self.twin = twin
         self.clock = clock
         self.count = twin.tensor_parallel
-        self.energy_j = 0.0
+        self.numbers = twin_numbers(twin)
         self.idle_power_w = twin.idle_power_w(active=True)
         self.clock_changes = 0
-        self.time_at_clock_s: dict[int, float] = {}
-        self.cycles = 0.0
-        self._time_s = clock.now_s
         digest = hashlib.sha256(f"{gpu.name}/{ordinal}/{seed}".encode()).digest()
         self._random = random.Random(int.from_bytes(digest[:8], "big"))
-        self._limit_w = gpu.limit_default_w
-        self._lock_mhz: int | None = None
-        self._due_s = math.inf
-        self._due_mhz: int | None = None
-        self._ceiling_mhz = float(gpu.clock_max_mhz)
-        self._clock_mhz = float(gpu.clock_max_mhz)
-        self._slow_power_w = self.idle_power_w
-        self._temperature_c = gpu.thermal.ambient_c + gpu.idle_w * gpu.thermal.celsius_per_w
-        self._leakage = 1.0
-        self._heat_energy_j = 0.0
-        self._heat_time_s = 0.0
+        self._top_mhz = float(gpu.clock_max_mhz)
+        self._board = _board_numbers(twin)
+        self._at_clock = np.zeros(gpu.clock_max_mhz + 1)
+        state = self._state = np.zeros(STATE_NUMBERS)
+        state[TIME_S] = clock.now_s
+        state[SLOW_POWER_W] = self.idle_power_w
+        state[CEILING_MHZ] = state[CLOCK_MHZ] = state[LOCK_MHZ] = state[DUE_MHZ] = self._top_mhz
+        state[DUE_S] = math.inf
+        state[TEMPERATURE_C] = gpu.thermal.ambient_c + gpu.idle_w * gpu.thermal.celsius_per_w
+        state[LIMIT_W] = gpu.limit_default_w
+        leak(state, self._board)
         self._window = (clock.now_s, 0.0)
         self._shown_power_w = self.idle_power_w
         self._busy = False
-        self._leak()
         uuid = f"SIM-{gpu.name}-{ordinal}-{digest.hex()[:8]}"
         self._info = DeviceInfo(
             uuid=uuid,
@@ -92,156 +118,146 @@ class VirtualGpu:
     @property
     def time_s(self) -> float:
         """Up to when energy has been accounted."""
-        return self._time_s
+        return self._state.item(TIME_S)
 
     @property
-    def next_change_s(self) -> float:
-        """When a commanded clock takes hold; infinity when none is due."""
-        return self._due_s
+    def energy_j(self) -> float:
+        """Of all GPUs since the start."""
+        return self._state.item(ENERGY_J)
+
+    @property
+    def cycles(self) -> float:
+        """Clock times time in steps, MHz s."""
+        return self._state.item(CYCLES)
+
+    @property
+    def time_at_clock_s(self) -> dict[int, float]:
+        """Seconds in steps, by clock in whole MHz."""
+        return {int(clock): float(self._at_clock[clock]) for clock in np.flatnonzero(self._at_clock)}
 
     def clock_mhz(self) -> float:
         """The SM clock of a step that starts now: lock, then the power cap's ceiling."""
-        if self._time_s >= self._due_s:
-            self._lock_mhz, self._due_s = self._due_mhz, math.inf
-        top = self._lock_mhz if self._lock_mhz is not None else self.twin.gpu.clock_max_mhz
-        self._clock_mhz = min(float(top), self._ceiling_mhz)
-        return self._clock_mhz
+        return clock_now(self._state)
 
     def rest(self, until_s: float) -> float:
         """Idle to `until_s`; returns the joules of all GPUs."""
-        seconds = until_s - self._time_s
+        state = self._state
+        seconds = until_s - state.item(TIME_S)
         if seconds <= 0.0:
             return 0.0
         self._busy = False
-        self._ceiling_mhz = float(self.twin.gpu.clock_max_mhz)
-        joules = self._account(seconds, self.idle_power_w, None)
-        self.clock_mhz()
+        state[CEILING_MHZ] = self._top_mhz
+        joules = account(state, self.numbers, self._board, self._at_clock, seconds, self.idle_power_w, 0.0)
+        clock_now(state)
         return joules
 
     def step(self, seconds: float, power_w: float, clock_mhz: float) -> float:
         """Account a step that the twin says draws `power_w` a GPU at its reference temperature; returns joules."""
         self._busy = True
-        idle = self.idle_power_w
-        return self._account(seconds, idle + (power_w - idle) * self._leakage, clock_mhz)
+        return step(self._state, self.numbers, self._board, self._at_clock, seconds, power_w, clock_mhz)
 
-    def decode_run(self, prepared: PreparedDecode, kv_tokens: int, max_steps: int, until_s: float) -> DecodeRun:
-        """Up to `max_steps` decode steps of the same sequences: the first unconditionally, each later one only while
-        it starts before `until_s`. Running one by one and running many at once give bit-equal figures."""
-        run = DecodeRun()
-        ends, durations = run.ends_s, run.durations_s
-        sequences, idle, count = prepared.sequences, self.idle_power_w, self.count
-        for number in range(max_steps):
-            clock = self.clock_mhz() if self._due_s < math.inf else self._clock_mhz
-            seconds, power = prepared.predict(kv_tokens, clock)
-            idle_j = idle * seconds * count
-            drawn = self._account(seconds, idle + (power - idle) * self._leakage, clock)
-            share = (drawn - idle_j) / prepared.weight(kv_tokens)
-            run.idle_j += idle_j
-            run.unit_j += share
-            run.moment_j += share * number
-            ends.append(self._time_s)
-            durations.append(seconds)
-            kv_tokens += sequences
-            if self._time_s >= until_s:
-                break
+    def decode_run(self, decode: Numbers, kv_tokens: int, max_steps: int, until_s: float, log: StepLog) -> DecodeRun:
+        """Up to `max_steps` (and `LONGEST_RUN`) decode steps of the same sequences: the first unconditionally, each
+        later one only while it starts before `until_s`. One by one and many at once give bit-equal figures. Steps are
+        written to `log`, which is told of them by its owner."""
         self._busy = True
-        return run
-
-    def _account(self, seconds: float, power_w: float, clock_mhz: float | None) -> float:
-        self._time_s += seconds
-        joules = power_w * seconds * self.count
-        self.energy_j += joules
-        if clock_mhz is not None:
-            self.cycles += clock_mhz * seconds
-            key = round(clock_mhz)
-            at_clock = self.time_at_clock_s
-            at_clock[key] = at_clock.get(key, 0.0) + seconds
-        self._cap(power_w, seconds)
-        self._heat_energy_j += power_w * seconds
-        self._heat_time_s += seconds
-        if self._heat_time_s >= HEAT_EVERY_S:
-            self._leak()
-        return joules
-
-    def _leak(self) -> None:
-        """Warm up by the mean power since the last time; leakage follows the temperature."""
-        thermal, seconds = self.twin.gpu.thermal, self._heat_time_s
-        if seconds > 0.0:
-            settled = thermal.ambient_c + thermal.celsius_per_w * self._heat_energy_j / seconds
-            self._temperature_c += (settled - self._temperature_c) * -math.expm1(-seconds / thermal.time_constant_s)
-            self._heat_energy_j = self._heat_time_s = 0.0
-        self._leakage = 1.0 + thermal.leakage_per_c * (self._temperature_c - thermal.reference_c)
-
-    def _cap(self, power_w: float, seconds: float) -> None:
-        """The firmware's loop: blind for `cap_blind_s`, then pulls the clock ceiling until power fits the limit."""
-        gpu = self.twin.gpu
-        act = gpu.actuation
-        self._slow_power_w += (power_w - self._slow_power_w) * -math.expm1(-seconds / act.cap_blind_s)
-        target = self._limit_w * gpu.cap_margin
-        slow = self._slow_power_w
-        if slow <= target and self._ceiling_mhz >= gpu.clock_max_mhz:
-            return
-        error = (target - slow) / max(target, slow)
-        factor = 1.0 + max(-0.5, min(0.5, error * seconds / act.cap_time_constant_s))
-        self._ceiling_mhz = min(max(self._ceiling_mhz * factor, gpu.clock_min_mhz), gpu.clock_max_mhz)
-        self.clock_mhz()
+        steps = min(max_steps, LONGEST_RUN)
+        log.make_room(steps)
+        return DecodeRun(
+            *run_decodes(
+                self._state,
+                self.numbers,
+                self._board,
+                self._at_clock,
+                decode,
+                log.rows,
+                log.place,
+                float(kv_tokens),
+                steps,
+                until_s,
+            )
+        )
 
     def update_sensor(self) -> float:
         """Show the mean power since the last update; returns it, W of one GPU."""
         since_s, energy_j = self._window
-        if self._time_s > since_s:
-            self._shown_power_w = (self.energy_j - energy_j) / (self._time_s - since_s) / self.count
-            self._window = (self._time_s, self.energy_j)
+        now_s, now_j = self.time_s, self.energy_j
+        if now_s > since_s:
+            self._shown_power_w = (now_j - energy_j) / (now_s - since_s) / self.count
+            self._window = (now_s, now_j)
         return self._shown_power_w
 
     def read(self) -> Reading:
-        gpu = self.twin.gpu
+        gpu, state = self.twin.gpu, self._state
         busy_clock = self.clock_mhz()
         return Reading(
-            time_s=self._time_s,
+            time_s=state.item(TIME_S),
             power_w=self._shown_power_w,
             power_average_w=self._shown_power_w,
-            energy_j=self.energy_j / self.count,
+            energy_j=state.item(ENERGY_J) / self.count,
             sm_clock_mhz=busy_clock if self._busy else float(gpu.idle_clock_mhz),
             memory_clock_mhz=float(gpu.memory_clock_mhz),
-            temperature_c=self._temperature_c,
+            temperature_c=state.item(TEMPERATURE_C),
             utilisation=1.0 if self._busy else 0.0,
             memory_total_bytes=gpu.memory_bytes,
-            power_limit_w=self._limit_w,
-            enforced_limit_w=self._limit_w,
-            clock_reasons=frozenset({ClockReason.POWER_CAP} if self._ceiling_mhz < busy_clock else ()),
+            power_limit_w=state.item(LIMIT_W),
+            enforced_limit_w=state.item(LIMIT_W),
+            clock_reasons=_CAPPED if state.item(CEILING_MHZ) < busy_clock else _UNCAPPED,
             foreign_processes=0,
         )
 
     def sample(self) -> Reading:
-        return self.read()
+        state = self._state
+        return Reading(state.item(TIME_S), self._shown_power_w, energy_j=state.item(ENERGY_J) / self.count)
 
     def set_power_limit(self, watts: float) -> float | None:
         limits = self._info.limits
         assert limits is not None
         if limits.clamp(watts) != watts:
             raise ValueError(f"power limit {watts:g} W is outside {limits.min_w:g} to {limits.max_w:g} W")
-        self._limit_w = watts
+        self._state[LIMIT_W] = watts
         return watts
 
     def lock_clocks(self, min_mhz: int, max_mhz: int) -> float | None:
         if max_mhz not in self._info.clocks_mhz:
             raise ValueError(f"clock {max_mhz} MHz is not on the device's list of supported clocks")
-        self._command(max_mhz)
+        self._command(float(max_mhz))
         return float(max_mhz)
 
     def reset_clocks(self) -> None:
-        self._command(None)
+        self._command(self._top_mhz)
 
     def close(self) -> None:
         return None
 
-    def _command(self, clock_mhz: int | None) -> None:
+    def _command(self, clock_mhz: float) -> None:
         """A new clock takes hold after a drawn latency, at the next step that starts then or later."""
-        actuation = self.twin.gpu.actuation
+        actuation, state = self.twin.gpu.actuation, self._state
         sigma = math.log(actuation.latency_p99_s / actuation.latency_p50_s) / 2.326
         latency = self._random.lognormvariate(math.log(actuation.latency_p50_s), sigma)
-        if self._time_s >= self._due_s:
-            self._lock_mhz = self._due_mhz
-        self._due_s, self._due_mhz = max(self.clock.now_s, self._time_s) + latency, clock_mhz
+        now_s = state.item(TIME_S)
+        if now_s >= state.item(DUE_S):
+            state[LOCK_MHZ] = state[DUE_MHZ]
+        state[DUE_S], state[DUE_MHZ] = max(self.clock.now_s, now_s) + latency, clock_mhz
         self.clock_changes += 1
+
+
+_CAPPED = frozenset({ClockReason.POWER_CAP})
+_UNCAPPED: frozenset[ClockReason] = frozenset()
+
+
+def _board_numbers(twin: Twin) -> Numbers:
+    gpu = twin.gpu
+    act, thermal = gpu.actuation, gpu.thermal
+    found = np.empty(BOARD_NUMBERS)
+    found[COUNT] = twin.tensor_parallel
+    found[LOWEST_MHZ] = gpu.clock_min_mhz
+    found[CAP_MARGIN] = gpu.cap_margin
+    found[CAP_BLIND_S] = act.cap_blind_s
+    found[CAP_TIME_S] = act.cap_time_constant_s
+    found[AMBIENT_C] = thermal.ambient_c
+    found[CELSIUS_PER_W] = thermal.celsius_per_w
+    found[HEAT_TIME_S] = thermal.time_constant_s
+    found[LEAKAGE_PER_C] = thermal.leakage_per_c
+    found[REFERENCE_C] = thermal.reference_c
+    return found

@@ -2,14 +2,16 @@
 
 There the energy of a step must be inferred from a counter; here it is known for every step, so that the rule has a
 closed form. Of each step the idle power's part is taken out and split equally among the resident requests; the rest
-goes by `WorkModel` weights. For a run of `k` decode steps a request's weight grows by the same amount each step, so
-its share is `weight * sum(D / W) + growth * sum(n D / W)`. A test holds the ledger against the `Attributor`.
+goes by `WorkModel` weights. Over a run of decode steps a request's weight grows by the same amount each step, which has
+a closed form too (`simulate_decoders`). A test holds the ledger against the `Attributor`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from engine.batch import Batch
 from power.work import WorkModel
 from traces.simulate_board import DecodeRun
 from traces.simulate_request import SimulatedRequest
@@ -48,34 +50,53 @@ class Ledger:
         else:
             self.idle_j += joules
 
-    def step(self, energy: StepEnergy, by_id: dict[str, SimulatedRequest]) -> None:
-        weights = self.work_model.weights(energy.work)
-        total = 0.0
-        for _, prefill, decode in weights:
-            total += prefill + decode
-        unit = (energy.joules - energy.idle_j) / total
-        for request_id, prefill, decode in weights:
-            request = by_id[request_id]
-            if prefill:
-                request.prefill_j += prefill * unit
-                self.prefill_j += prefill * unit
-            request.decode_j += decode * unit
-            self.decode_j += decode * unit
+    def step(self, energy: StepEnergy, batch: Batch, others: float = 0.0) -> float:
+        """One step of `batch`, before its result is taken in. The weights are `WorkModel.weights`; `others`: that of
+        requests that decode beside the batch and are booked elsewhere. Dynamic joules over all weights."""
+        model, total = self.work_model, energy.total
+        cached_cost, token_cost, decoding = model.kv_cost + model.pair_cost, model.token_cost, energy.decoding
+        per_decode = model.weights_cost / decoding if decoding else 0.0
+        dynamic_j = energy.joules - energy.idle_j
+        scheduled_requests: Sequence[Any] = batch.requests  # of `SimulatedRequest`s, which the engine does not know
+        if not total.prefill_tokens:
+            weight = total.decode_kv_tokens * cached_cost + decoding * per_decode + total.decode_sequences * token_cost
+            unit = dynamic_j / weight
+            per_token_j = cached_cost * unit
+            for scheduled in scheduled_requests:
+                tokens = scheduled.num_tokens
+                drawn_j = (per_decode + tokens * token_cost) * unit
+                scheduled.request.decode_j += (scheduled.start + tokens) * per_token_j + drawn_j
+            self.decode_j += dynamic_j
+            self.rest(energy.idle_j)
+            return unit
+        per_prompt_token = token_cost if decoding else token_cost + model.weights_cost / total.prefill_tokens
+        shares: list[tuple[SimulatedRequest, float, float]] = []
+        prefill_weight, decode_weight = 0.0, others
+        for scheduled in scheduled_requests:
+            request, start, tokens = scheduled.request, scheduled.start, scheduled.num_tokens
+            left, context = request.prefill_end - start, start + tokens
+            if left <= 0:
+                prefill, drawn = 0.0, context * cached_cost + tokens * token_cost + per_decode
+            else:
+                prompt = min(left, tokens)
+                pairs = prompt * max(context - prompt / 2, prompt / 2)
+                prefill = prompt * per_prompt_token + pairs * model.pair_cost + context * model.kv_cost
+                drawn = (tokens - prompt) * token_cost + per_decode if prompt < tokens else 0.0
+            prefill_weight += prefill
+            decode_weight += drawn
+            shares.append((request, prefill, drawn))
+        unit = dynamic_j / (prefill_weight + decode_weight)
+        for request, prefill, drawn in shares:
+            request.prefill_j += prefill * unit
+            request.decode_j += drawn * unit
+        self.prefill_j += prefill_weight * unit
+        self.decode_j += decode_weight * unit
         self.rest(energy.idle_j)
+        return unit
 
-    def decode_run(self, run: DecodeRun, decoders: Sequence[SimulatedRequest]) -> None:
-        """`decoders` as they stood before the run: each reads one more cached token with every step."""
-        model = self.work_model
-        cached = model.kv_cost + model.pair_cost
-        fixed_j = (model.weights_cost / len(decoders) + model.token_cost) * run.unit_j
-        growth_j = cached * run.moment_j + fixed_j
-        per_token_j = cached * run.unit_j
-        total = 0.0
-        for request in decoders:
-            joules = (request.num_computed_tokens + 1) * per_token_j + growth_j
-            request.decode_j += joules
-            total += joules
-        self.decode_j += total
+    def decode_run(self, run: DecodeRun) -> None:
+        """Decode steps whose joules come to the requests later (`simulate_decoders`)."""
+        self.decode_j += run.dynamic_j
         self.rest(run.idle_j)
 
     @property

@@ -18,7 +18,6 @@ from power.governors import (
     StaticGovernor,
 )
 from power.twin import Twin
-from traces.simulate_governor import QuickPhaseAware, QuickSloSlack
 
 GovernorName = Literal["default", "static", "slo_slack", "phase_aware"]
 DirectiveKind = Literal["static", "sprout", "classed", "budgeted"]
@@ -116,6 +115,9 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def make_governor(self, twin: Twin) -> Governor:
         """A governor of `power.governors`. Raises `ValueError` for an option it does not have."""
+        # See `SimulationSettings.make_twin`.
+        from traces.simulate_governor import QuickPhaseAware, QuickSloSlack
+
         bounds = Bounds(self.min_mhz, self.max_mhz, self.power_limit_w)
         options: dict[str, Any] = dict(self.governor_options)
         paced: dict[str, Any] = dict(self.stability)

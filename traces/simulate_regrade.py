@@ -8,7 +8,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from carbon.accounting import operational_grams
-from traces.record import RequestRecord
+from traces.record_table import RecordTable
 from traces.simulate import SimulationOutcome
 from traces.simulate_grid import Grid
 from traces.simulate_policy import SimulationPolicy
@@ -32,16 +32,17 @@ def under_grid(outcome: SimulationOutcome, grid: Grid, pue: float) -> Simulation
         intensity_source=grid.source,
         co2e_g=timeline.grams(pue),
     )
-    records = [_record(record, grid, pue) for record in outcome.result.records]
+    records = _regraded(RecordTable.of(outcome.result.records), grid, pue)
     return replace(outcome, result=replace(outcome.result, records=records, device=device), timeline=timeline)
 
 
-def _record(record: RequestRecord, grid: Grid, pue: float) -> RequestRecord:
-    if record.energy_j is None or record.last_token_s is None:
-        return record
-    intensity = grid.g_per_kwh(record.last_token_s)
-    grams = None if intensity is None else operational_grams(record.energy_j, pue, intensity)
-    return structs.replace(record, co2e_g=grams)
+def _regraded(table: RecordTable, grid: Grid, pue: float) -> RecordTable:
+    grams = table.column("co2e_g").copy()
+    for place, (energy_j, last_s) in enumerate(zip(table.column("energy_j"), table.column("last_token_s"))):
+        if not (math.isnan(energy_j) or math.isnan(last_s)):
+            intensity = grid.g_per_kwh(float(last_s))
+            grams[place] = math.nan if intensity is None else operational_grams(float(energy_j), pue, intensity)
+    return table.with_column("co2e_g", grams)
 
 
 def _timeline(timeline: Timeline, grid: Grid) -> Timeline:

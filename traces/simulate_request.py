@@ -12,12 +12,14 @@ UNIQUE_FROM = 1 << 32
 
 class SimulatedRequest(Request):
     """Joules are booked here as the steps run; `idle_mark_j`: the idle joules a resident had received by its arrival
-    (see `simulate_ledger`). `level`: the directive level it was given; `lengths`: how its output length is known."""
+    (see `simulate_ledger`). `last_length`: tokens of prompt and answer. `level`: the directive level it was given;
+    `length_method`: how its output length is known."""
 
     __slots__ = (
         "decode_j",
         "first_s",
         "idle_mark_j",
+        "last_length",
         "last_s",
         "length_method",
         "level",
@@ -32,6 +34,7 @@ class SimulatedRequest(Request):
         prompt = prompt_ids(number, trace) if share_prefixes else blank_prompt(trace.input_tokens)
         super().__init__(f"sim-{number}", prompt, sampling(output_tokens), trace.arrival_s, priority)
         self.number = number
+        self.last_length = len(prompt) + output_tokens
         self.trace = trace
         self.prefill_j = 0.0
         self.decode_j = 0.0

@@ -1,25 +1,28 @@
 """One simulated engine: the engine's own scheduler and block pool, the twin as executor, a virtual clock.
 
 Runs of decode steps in which nothing else can happen are jumped over: the scheduler would hand out the same requests
-again and again, one token each. A run ends before the first of them finishes, at the next arrival, when a commanded
-clock takes hold, and at the next controller tick; blocks and token counts are then as if every step had been taken.
+again and again, one token each. A run ends with the step in which one of them finishes, at the next arrival and at the
+next controller tick; blocks and token counts are then as if every step had been taken. An arrival is admitted by the
+scheduler beside those that decode, without a look at each of them, as long as blocks are plenty.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from engine.batch import Batch, RequestWork, StepResult
+from engine.batch import Batch, RequestUpdate, StepResult
 from engine.block_pool import BlockPool
 from engine.scheduler import Scheduler, SchedulerConfig
 from power.work import WorkModel
 from traces.simulate_board import VirtualGpu
+from traces.simulate_decoders import Decoders
 from traces.simulate_ledger import Ledger
 from traces.simulate_request import SimulatedRequest
 from traces.simulate_view import ViewTracker
-from traces.twin_executor import DRAWN_TOKEN, TwinExecutor
+from traces.twin_executor import StepEnergy, TwinExecutor
 
 BatchKey = tuple[tuple[str, int, int], ...]
 """(request id, first token, tokens) of each request of a step."""
@@ -61,7 +64,9 @@ class SimulatedServer:
         self._on_batch = on_batch
         self._jump = jump
         self._live: dict[str, SimulatedRequest] = {}
-        self._decoders: list[SimulatedRequest] | None = None
+        self._decoders: Decoders | None = None
+        # Whether somebody has arrived since the scheduler last looked at those who wait.
+        self._untried = False
 
     @property
     def busy(self) -> bool:
@@ -106,111 +111,123 @@ class SimulatedServer:
         self.ledger.arrive(request)
         self.view.arrive(request, request.arrival_s)
         self.view.waiting = self.scheduler.num_waiting
-        self._decoders = None
+        self._untried = True
 
     def _step(self, until_s: float) -> None:
         decoders = self._decoders
-        if decoders is not None and self._run_decodes(decoders, until_s):
-            return
-        scheduler, clock = self.scheduler, self.clock
-        preemptions = scheduler.stats().preemptions if self.pool.num_free < len(self._live) else None
+        if decoders is not None:
+            steps = decoders.steps_left
+            if steps >= 1 and self.scheduler.token_budget >= len(decoders.requests):
+                if not self._untried:
+                    self._run_decodes(decoders, steps, until_s)
+                    return
+                if self._admit_beside(decoders):
+                    return
+            self._settle()
+        scheduler = self.scheduler
+        preemptions = scheduler.num_preemptions
         batch = scheduler.schedule()
         assert batch.requests, "work, but nothing to run"
         result = self.executor.run(batch)
-        self.steps += 1
         if self._on_batch is not None:
             self._on_batch(batch, result)
-        clock.move_to(result.ended_s)
+        energy = self._passed(result)
+        self.ledger.step(energy, batch)
+        updates = scheduler.update(batch, result)
+        finished = self._take(updates, result.ended_s)
+        if self._jump and scheduler.num_preemptions == preemptions:
+            self._decoders = self._next_decoders(len(updates), finished, energy.total.prefill_tokens)
+
+    def _passed(self, result: StepResult) -> StepEnergy:
+        """The step the executor has just run, for clock and view."""
         energy = self.executor.last
         assert energy is not None
-        self.ledger.step(energy, self._live)
+        self.steps += 1
+        self._untried = False
+        self.clock.move_to(result.ended_s)
         total = energy.total
-        self.view.step(result.started_s, result.ended_s, total, _decode_kv(energy.work))
-        finished = False
-        for update in scheduler.update(batch, result):
-            request = update.request
-            assert isinstance(request, SimulatedRequest)
-            self.output_tokens += len(update.token_ids)
-            if request.first_s is None:
-                request.first_s = result.ended_s
-                self.view.first_token(request, result.ended_s)
-            if update.finish_reason is not None:
-                self._finish(request, result.ended_s)
-                finished = True
-        self.view.waiting = scheduler.num_waiting
-        self._decoders = self._next_decoders(batch, total.prefill_tokens, preemptions, finished=finished)
+        self.view.step(
+            result.started_s, result.ended_s, total.prefill_tokens, total.decode_sequences, energy.cached_read
+        )
+        return energy
 
-    def _next_decoders(
-        self, batch: Batch, prefill_tokens: int, preemptions: int | None, *, finished: bool
-    ) -> list[SimulatedRequest] | None:
-        """The requests of the next step when it is sure to be one decode token for each that runs, else `None`."""
+    def _take(self, updates: Sequence[RequestUpdate], ended_s: float) -> int:
+        """What the requests of a step drew; returns how many have ended."""
+        finished = 0
+        self.output_tokens += len(updates)
+        for update in updates:
+            request: SimulatedRequest = update.request  # type: ignore[assignment]
+            if request.first_s is None:
+                request.first_s = ended_s
+                self.view.first_token(request, ended_s)
+            if update.finish_reason is not None:
+                self._finish(request, ended_s)
+                finished += 1
+        self.view.waiting = self.scheduler.num_waiting
+        return finished
+
+    def _admit_beside(self, decoders: Decoders) -> bool:
+        """A step in which requests are admitted while all others decode, without a look at each of those; false where
+        the scheduler has to look at all."""
+        scheduler, count = self.scheduler, len(decoders.requests)
+        batch = scheduler.schedule_beside(count, decoders.owed_blocks + count)
+        if batch is None:
+            return False
+        result = self.executor.run_beside(batch, count, decoders.kv_tokens)
+        decoders.stepped(self.ledger.step(self._passed(result), batch, decoders.weight))
+        self.output_tokens += count
+        self._end(decoders.leave(), result.ended_s)
+        updates = scheduler.update(batch, result)
+        self._take(updates, result.ended_s)
+        if len(updates) < len(batch.requests) or scheduler.num_waiting or not scheduler.num_running:
+            self._settle()
+        else:
+            joining: list[Any] = [update.request for update in updates if update.finish_reason is None]
+            everybody: list[Any] = scheduler.running
+            decoders.join(joining, everybody)
+        return True
+
+    def _next_decoders(self, drew: int, finished: int, prefill_tokens: int) -> Decoders | None:
+        """The requests of the next steps when they are sure to be one decode token for each that runs, else `None`.
+
+        `drew`: requests that drew a token in the last step, so that just this one is left to compute.
+        """
         scheduler = self.scheduler
-        if not self._jump or not scheduler.num_running:
-            return None
-        if preemptions is not None and scheduler.stats().preemptions != preemptions:
+        if not scheduler.num_running or drew - finished != scheduler.num_running:
             return None
         if scheduler.num_waiting and (finished or prefill_tokens or self.pool.prefix_caching):
             return None
-        decoders = [each.request for each in batch.requests if each.request.finish_reason is None]
-        if len(decoders) != scheduler.num_running:
-            return None
-        if prefill_tokens:
-            if any(request.num_computed_tokens < request.prefill_end for request in decoders):
-                return None
-            decoders.sort(key=lambda request: (request.priority, request.arrival_s))
-        return decoders  # type: ignore[return-value]
+        requests: list[Any] = scheduler.running  # `SimulatedRequest`s, which the engine does not know
+        return Decoders(requests, self.pool, self.work_model)
 
-    def _run_decodes(self, decoders: list[SimulatedRequest], until_s: float) -> bool:
-        """Jump over the steps before one finishes; false when there is none to jump over."""
-        left, kv_tokens = math.inf, 0
-        for request in decoders:
-            tokens = len(request.token_ids)
-            kv_tokens += tokens
-            left = min(left, request.num_prompt_tokens + request.sampling.max_tokens - tokens)
-        steps = int(left) - 1
-        count = len(decoders)
-        if steps < 1 or self.scheduler.token_budget < count:
-            return False
-        block_size = self.pool.block_size
-        spare = self.pool.num_free // count * block_size
-        steps = min(steps, spare - block_size)
-        if steps < 1:
-            return False
-        run = self.gpu.decode_run(self.executor.decode(count), kv_tokens, steps, until_s)
-        taken = len(run.ends_s)
-        self.clock.move_to(run.ends_s[-1])
-        self.ledger.decode_run(run, decoders)
-        self._grow(decoders, taken)
-        self.view.run(run, count, kv_tokens + (taken - 1) * count)
+    def _run_decodes(self, decoders: Decoders, steps: int, until_s: float) -> None:
+        """Jump over up to `steps` steps; the last of them may be the end of some requests."""
+        count, kv_tokens = len(decoders.requests), decoders.kv_tokens
+        run = self.gpu.decode_run(self.executor.decode(count), kv_tokens, steps, until_s, self.view.log)
+        taken, ended_s = run.steps, self.gpu.time_s
+        self.clock.move_to(ended_s)
+        self.ledger.decode_run(run)
+        decoders.ran(run)
+        self.view.run(taken, count, kv_tokens + (taken - 1) * count)
         self.steps += taken
         self.jumped_steps += taken
         self.output_tokens += taken * count
-        return True
+        if self._end(decoders.leave(), ended_s) and (not decoders.requests or self.scheduler.num_waiting):
+            self._settle()
 
-    def _grow(self, decoders: list[SimulatedRequest], steps: int) -> None:
-        """Tokens and blocks as after `steps` decode steps. With a prefix cache, blocks are taken and published in the
-        steps' order, because that decides what is evicted; without one, no block differs from another."""
-        pool, block_size = self.pool, self.pool.block_size
-        tokens = [DRAWN_TOKEN] * steps
-        crossings: list[tuple[int, int, int, SimulatedRequest, int]] = []
-        for place, request in enumerate(decoders):
-            start = request.num_computed_tokens
-            end = start + steps
-            held = len(request.block_table) * block_size
-            if pool.prefix_caching:
-                taken, full = range(held, end, block_size), range(_next_full(start, block_size), end + 1, block_size)
-                crossings.extend((position - start, 0, place, request, position + 1) for position in taken)
-                crossings.extend((length - start - 1, 1, place, request, length) for length in full)
-            elif end > held:
-                pool.grow(request, end)
-            request.token_ids.extend(tokens)
-            request.num_computed_tokens = end
-        crossings.sort(key=_in_order)
-        for _, publishes, _, request, length in crossings:
-            if publishes:
-                pool.publish(request, length)
-            else:
-                pool.grow(request, length)
+    def _end(self, done: Sequence[SimulatedRequest], time_s: float) -> bool:
+        """Requests that drew their last token in a step they were not handed out in; whether there are any."""
+        if done:
+            self.scheduler.complete(done)
+            for request in done:
+                self._finish(request, time_s)
+        return bool(done)
+
+    def _settle(self) -> None:
+        """Bring requests, blocks and books up to date with the steps that were only counted."""
+        if self._decoders is not None:
+            self._decoders.settle()
+            self._decoders = None
 
     def _finish(self, request: SimulatedRequest, time_s: float) -> None:
         request.last_s = time_s
@@ -220,17 +237,5 @@ class SimulatedServer:
 
     def check(self) -> None:
         """Check the pool's books against the live requests; raises `IntegrityError`."""
+        self._settle()
         self.scheduler.check_integrity()
-
-
-def _next_full(tokens: int, block_size: int) -> int:
-    """The first length above `tokens` that fills a block."""
-    return tokens - tokens % block_size + block_size
-
-
-def _in_order(crossing: tuple[int, int, int, SimulatedRequest, int]) -> tuple[int, int, int]:
-    return crossing[:3]
-
-
-def _decode_kv(work: tuple[RequestWork, ...]) -> int:
-    return sum(share.kv_tokens_read for share in work if share.decode_tokens)

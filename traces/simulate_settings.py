@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -10,7 +10,9 @@ from engine.scheduler import SchedulerConfig
 from power.simulated import simulated_twin
 from power.twin import Twin
 from traces.simulate_policy import SimulationPolicy, SloSettings
-from traces.twin_step import PreparedTwin
+
+if TYPE_CHECKING:
+    from traces.twin_step import PreparedTwin
 
 BLOCK_SIZE = 16
 MEMORY_SHARE = 0.9
@@ -53,6 +55,9 @@ class SimulationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     def make_twin(self) -> PreparedTwin:
         """Raises `ValueError` for an unknown profile or shape, or a model that does not fit."""
+        # What is compiled takes a second to import: only who simulates waits for it, not who handles settings.
+        from traces.twin_step import PreparedTwin
+
         twin = simulated_twin(self.gpu, self.model, engine=self.engine, tensor_parallel=self.tensor_parallel)
         return PreparedTwin.of(twin)
 

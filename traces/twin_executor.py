@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from engine.batch import Batch, RequestWork, SampledTokens, StepResult
 from engine.outcome import step_record
 from power.twin import StepWork
-from power.work import WorkModel, step_work
+from power.work import WorkModel
+from traces.decode_arithmetic import predict_decode
 from traces.simulate_board import VirtualGpu
-from traces.twin_step import PreparedDecode
+from traces.twin_arithmetic import Numbers, predict_step
+from traces.twin_step import decode_numbers
 
 DRAWN_TOKEN = 1
 _DRAWN = SampledTokens((DRAWN_TOKEN,))
@@ -18,14 +21,17 @@ _NOTHING = SampledTokens()
 _NO_RESULT = StepResult((), 0.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class StepEnergy:
-    """What the last step cost: joules of all GPUs, the idle power's part of them, and whose work it was."""
+class StepEnergy(Struct, frozen=True, gc=False):
+    """What the last step cost: joules of all GPUs, the idle power's part of them, and its work as a whole.
+
+    `decoding`: requests that drew a token from a decode; `cached_read`: cached tokens they read, with those of a
+    request whose last prompt tokens ran in the same step."""
 
     joules: float
     idle_j: float
-    work: tuple[RequestWork, ...]
     total: StepWork
+    decoding: int
+    cached_read: int
 
 
 class TwinExecutor:
@@ -38,29 +44,72 @@ class TwinExecutor:
         self.gpu = gpu
         self.last: StepEnergy | None = None
         self._work_model = work_model
-        self._prepared: dict[int, PreparedDecode] = {}
+        self._prepared: dict[int, Numbers] = {}
 
-    def decode(self, sequences: int) -> PreparedDecode:
+    def decode(self, sequences: int) -> Numbers:
         """The twin, prepared for decode steps of so many requests."""
         prepared = self._prepared.get(sequences)
         if prepared is None:
-            prepared = self._prepared[sequences] = PreparedDecode(self.gpu.twin, self._work_model, sequences)
+            prepared = self._prepared[sequences] = decode_numbers(self.gpu.twin, self._work_model, sequences)
         return prepared
 
     def run(self, batch: Batch) -> StepResult:
+        return self.run_beside(batch, 0, 0)
+
+    def run_beside(self, batch: Batch, decodes: int, cached: int) -> StepResult:
+        """`batch` in one step with so many requests that decode and read so many cached tokens."""
         gpu = self.gpu
-        work = step_record(batch, _NO_RESULT).work
-        total = step_work(work)
+        total, decoding, cached_read = work_of(batch, decodes, cached)
         clock_mhz = gpu.clock_mhz()
         if total.prefill_tokens:
-            step = gpu.twin.predict(total, clock_mhz)
-            seconds, power_w = step.duration_s, step.power_w
+            seconds, power_w, *_ = predict_step(
+                gpu.numbers,
+                float(total.prefill_tokens),
+                float(total.prefill_sequences),
+                float(total.prefill_kv_tokens),
+                total.prefill_pairs,
+                float(total.decode_sequences),
+                float(total.decode_kv_tokens),
+                clock_mhz / gpu.twin.gpu.clock_max_mhz,
+            )
         else:
-            seconds, power_w = self.decode(total.decode_sequences).predict(total.decode_kv_tokens, clock_mhz)
+            numbers = self.decode(total.decode_sequences)
+            seconds, power_w = predict_decode(gpu.numbers, numbers, float(total.decode_kv_tokens), clock_mhz)
         started_s = gpu.time_s
         joules = gpu.step(seconds, power_w, clock_mhz)
-        self.last = StepEnergy(joules, gpu.idle_power_w * seconds * gpu.count, work, total)
+        self.last = StepEnergy(joules, gpu.idle_power_w * seconds * gpu.count, total, decoding, cached_read)
         return StepResult(drawn(batch), started_s, gpu.time_s)
+
+
+def work_of(batch: Batch, decodes: int = 0, cached: int = 0) -> tuple[StepWork, int, int]:
+    """`power.work.step_work` of a batch's shares and of `decodes` requests beside it that read `cached` tokens, with
+    `decoding` and `cached_read` of `StepEnergy`, in one pass."""
+    prompt_tokens = prompts = prompt_kv = cached_read = 0
+    sequences = decoding = decodes
+    pairs = 0.0
+    for scheduled in batch.requests:
+        start, tokens = scheduled.start, scheduled.num_tokens
+        left, context = scheduled.request.prefill_end - start, start + tokens
+        if left <= 0:
+            sequences += tokens
+            cached += context
+            decoding += 1
+            continue
+        prefill = min(left, tokens)
+        prompt_tokens += prefill
+        prompts += 1
+        prompt_kv += context
+        pairs += prefill * max(context - prefill / 2, prefill / 2)
+        if prefill < tokens:
+            sequences += tokens - prefill
+            decoding += 1
+            cached_read += context
+    return StepWork(prompt_tokens, prompts, prompt_kv, pairs, sequences, cached), decoding, cached_read + cached
+
+
+def shares_of(batch: Batch) -> tuple[RequestWork, ...]:
+    """Whose work the step does: as the engine records it."""
+    return step_record(batch, _NO_RESULT).work
 
 
 class RecordedExecutor:

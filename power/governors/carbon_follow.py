@@ -6,7 +6,9 @@ signal narrows nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from power.governors.base import Decision, Governor, GridSignal, Observation
 from power.governors.stability import snap_up

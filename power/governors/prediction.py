@@ -8,7 +8,7 @@ higher clock look cheap, by tokens that nobody asks for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from power.governors.base import EngineView
 from power.twin import Demand, StepWork, Twin, combine, decode_work, prefill_work
@@ -18,8 +18,7 @@ CONVERGED = 0.01
 LONGEST_STEP_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(Struct, frozen=True, gc=False):
     """Predicted for one clock: latency with the present batch, energy and power with the one the load settles at.
     `feasible_load` is false when the batch would outgrow the engine's limit."""
 

@@ -6,7 +6,9 @@ driver's default: no engine view, no SLO, a correction far from 1, latencies alr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from power.governors.base import Decision, EngineView, Memory, Observation, Setpoint, Slo
 from power.governors.prediction import Forecast, asked_tokens_per_s, forecast, predicted_step_s
@@ -62,7 +64,8 @@ class SloSlackGovernor:
         waits = waits_too_long(engine, slo, self.guard)
         breach = waits or over_slo(engine, slo, self.guard)
         if breach is None:
-            memory = replace(memory, caution=max(1.0, memory.caution * (1.0 - self.forgetting)))
+            if memory.caution > 1.0:
+                memory = replace(memory, caution=max(1.0, memory.caution * (1.0 - self.forgetting)))
         elif waits is not None or now >= memory.deaf_until_s:
             if now >= memory.guard_until_s:
                 memory = replace(memory, caution=min(self.max_caution, memory.caution * self.alarm))
@@ -78,7 +81,7 @@ class SloSlackGovernor:
             return unsure(observation, memory, "no clock keeps the SLO", self.bounds, self.stability)
         reason = f"predicted TTFT {chosen.ttft_s * 1e3:.0f} ms, TPOT {chosen.tpot_s * 1e3:.1f} ms"
         asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
-        present = forecast(self.twin, engine, observation.current_mhz, asked, memory.step_correction)
+        present = self.forecast(engine, observation.current_mhz, asked, memory.step_correction)
         saving_w = present.power_w - chosen.power_w
         wanted = Setpoint(chosen.clock_mhz)
         return self.stability.settle(observation, wanted, memory, reason, self.bounds, saving_w)
@@ -106,7 +109,7 @@ class SloSlackGovernor:
         asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
 
         def look(index: int) -> Forecast:
-            return forecast(self.twin, engine, candidates[index], asked, correction)
+            return self.forecast(engine, candidates[index], asked, correction)
 
         def keeps(found: Forecast) -> bool:
             share = self.margin / caution
@@ -128,6 +131,14 @@ class SloSlackGovernor:
             best = found
         return best
 
+    def forecast(self, engine: EngineView, clock_mhz: int, asked_per_s: float, correction: float) -> Forecast:
+        """What the twin says of a clock (`prediction.forecast`)."""
+        return forecast(self.twin, engine, clock_mhz, asked_per_s, correction)
+
+    def expected_step_s(self, engine: EngineView, clock_mhz: float) -> float:
+        """The step the twin expects now (`prediction.predicted_step_s`)."""
+        return predicted_step_s(self.twin, engine, clock_mhz)
+
     def corrected(self, observation: Observation, engine: EngineView, memory: Memory) -> Memory:
         """Fold the latest measured step time into the correction."""
         if engine.step_s is None or (engine.running == 0 and engine.step_tokens < 1.0):
@@ -136,7 +147,7 @@ class SloSlackGovernor:
             return memory
         reading = observation.reading
         clock = reading.sm_clock_mhz if reading is not None and reading.sm_clock_mhz else observation.current_mhz
-        expected = predicted_step_s(self.twin, engine, clock)
+        expected = self.expected_step_s(engine, clock)
         if expected <= 0.0:
             return memory
         ratio = min(10.0, max(0.1, engine.step_s / expected))

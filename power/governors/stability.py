@@ -7,7 +7,9 @@ the governor wishes: see `Stability.max_switches_per_s`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from power.governors.base import Decision, Memory, Observation, Setpoint
 
@@ -63,11 +65,11 @@ class Stability:
         wanted = Setpoint(target, limit, wanted.admit_low_priority)
         goal = target if target is not None else observation.top_mhz
         since = now - observation.since_s
-        held = replace(wanted, sm_clock_mhz=current.sm_clock_mhz)
+        held = Setpoint(current.sm_clock_mhz, limit, wanted.admit_low_priority)
         ceiling = hard_ceiling(observation, bounds)
         over = ceiling is not None and observation.current_mhz > ceiling
         if goal >= observation.current_mhz and not over:
-            memory = replace(memory, lower_wish_since_s=None)
+            memory = _without_wish(memory)
             changed = target != current.sm_clock_mhz
             rise = goal - observation.current_mhz
             small = target is not None and rise < self.dead_band_mhz and goal < observation.top_mhz
@@ -75,9 +77,11 @@ class Stability:
                 return Decision(held, f"{reason}; holding", memory)
             return Decision(wanted, reason, memory)
         if over:
-            return Decision(wanted, f"{reason}; ceiling {ceiling} MHz", replace(memory, lower_wish_since_s=None))
-        wish_since = memory.lower_wish_since_s if memory.lower_wish_since_s is not None else now
-        memory = replace(memory, lower_wish_since_s=wish_since)
+            return Decision(wanted, f"{reason}; ceiling {ceiling} MHz", _without_wish(memory))
+        wish_since = memory.lower_wish_since_s
+        if wish_since is None:
+            wish_since = now
+            memory = replace(memory, lower_wish_since_s=now)
         if observation.current_mhz - goal < self.dead_band_mhz:
             return Decision(held, f"{reason}; within the dead band", memory)
         if saving_w is not None and saving_w * self.payback_s < self.switch_cost_j:
@@ -86,6 +90,10 @@ class Stability:
             return Decision(held, f"{reason}; lowering waits", memory)
         step = max(goal, snap_up(observation.clocks_mhz, observation.current_mhz - self.max_lower_mhz))
         return Decision(replace(wanted, sm_clock_mhz=step), reason, memory)
+
+
+def _without_wish(memory: Memory) -> Memory:
+    return memory if memory.lower_wish_since_s is None else replace(memory, lower_wish_since_s=None)
 
 
 def unsure(observation: Observation, memory: Memory, reason: str, bounds: Bounds, stability: Stability) -> Decision:

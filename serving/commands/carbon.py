@@ -214,9 +214,10 @@ def _point(value: CarbonIntensity) -> dict[str, Any]:
 def _optimize(arguments: argparse.Namespace) -> int:
     from carbon.directives import SPROUT_LEVELS
     from carbon.optimizer.classed import DEFAULT_CONFIDENCE
+    from carbon.plan_values import PlanSettings, Strategy
     from carbon.plane import CarbonPlane
     from carbon.plane_values import PlaneSettings
-    from carbon.planner import PlanSettings, Strategy, make_plan
+    from carbon.planner import make_plan
     from carbon.state import LearnedState, load_state
     from carbon.text import plan_lines, plan_record
 

@@ -82,7 +82,14 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     admin.add_argument(
         "--admin-port", type=int, metavar="PORT", help="serve the admin API there; 0 takes a free port (up: 9000)"
     )
-    admin.add_argument("--vllm-metric-names", action="store_true", help="export latencies under vLLM's names too")
+    watched = parser.add_argument_group("metrics and traces")
+    watched.add_argument("--vllm-metric-names", action="store_true", help="export latencies under vLLM's names too")
+    watched.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="export traces of requests to an OpenTelemetry collector, such as http://localhost:4318/v1/traces; "
+        "OTEL_* variables work too (needs gridserve[otel])",
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
     engine.add_argument(
@@ -283,6 +290,7 @@ def options_of(arguments: argparse.Namespace, config: EngineConfig) -> ServerOpt
     from serving.server_options import ServerOptions
     from serving.settings import ApiSettings
     from serving.tenants_keys import open_keys
+    from serving.tracing_options import tracing_options
 
     settings = ApiSettings(
         host=arguments.host,
@@ -303,6 +311,7 @@ def options_of(arguments: argparse.Namespace, config: EngineConfig) -> ServerOpt
         managed=arguments.managed_policy,
         vllm_names=arguments.vllm_metric_names,
         override=arguments.policy_note,
+        tracing=tracing_options(arguments.otlp_traces_endpoint, os.environ),
     )
 
 

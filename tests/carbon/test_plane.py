@@ -23,9 +23,10 @@ from carbon.feeds.recorded import RecordedFeed, electricity_maps_format, read_se
 from carbon.intensity import Basis, Boundary, CarbonIntensity, IntensityReading, Kind, Methodology, Tier
 from carbon.optimizer.classed import LevelCosts
 from carbon.plan_ahead import plan_ahead
+from carbon.plan_values import ClassState, PlanSettings, Snapshot, Strategy
 from carbon.plane import CarbonPlane
 from carbon.plane_values import Outcome, PlaneSettings, Tenant
-from carbon.planner import ClassState, PlanSettings, Snapshot, Strategy, make_plan
+from carbon.planner import make_plan
 from carbon.quality_book import Duel, QualityBook
 from carbon.series import IntensitySeries
 from carbon.tenant_budget import BudgetState, OnHard, TenantAccount, TenantBudget

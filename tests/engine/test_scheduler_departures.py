@@ -37,6 +37,30 @@ def test_abort_in_every_state(make_rig, make_request: MakeRequest) -> None:
     assert rig.step()[0].retired == ("prefilling", "decoding")
 
 
+def test_requests_that_were_decoded_elsewhere_are_completed(make_rig, make_request: MakeRequest) -> None:
+    """A caller that knows a run of decode steps may take it at once (virtual-time simulation does)."""
+    rig = make_rig(16, 4)
+    done, other = make_request(6, request_id="done", max_tokens=5), make_request(6, request_id="other", max_tokens=9)
+    for request in (done, other):
+        rig.scheduler.add(request)
+    rig.step()
+    with pytest.raises(ValueError, match="has not drawn its last token"):
+        rig.scheduler.complete([done])
+    for request in (done, other):
+        rig.pool.grow(request, 10)
+        request.token_ids += [1] * 4
+        request.num_computed_tokens = 10
+    rig.scheduler.complete([done])
+    assert done.finish_reason is FinishReason.LENGTH
+    assert rig.scheduler.num_running == 1
+    rig.check()
+    assert rig.scheduler.schedule().retired == ("done",)
+    with pytest.raises(ValueError, match="does not run"):
+        rig.scheduler.complete([done])
+    rig.scheduler.abort(["other"])
+    assert rig.pool.num_used == 0
+
+
 def test_abort_of_a_preempted_request_retires_it_once(make_rig, make_request: MakeRequest) -> None:
     rig = make_rig(4, 4)
     rig.scheduler.add(make_request(8, request_id="a", max_tokens=5))

@@ -1,11 +1,11 @@
 """Governors: bounds, pacing, what they do when unsure, and that slack is turned into lower clocks."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from power.device import PowerLimits, Reading
 from power.governors import (

@@ -396,9 +396,14 @@ async def test_metrics_hold_the_catalogue_and_nothing_else(admin: Admin) -> None
     listed = {spec.name.removesuffix("_total") for spec in (*CONTROL, *CATALOGUE)}
     assert {name.removesuffix("_total") for name in names} <= listed
     assert {spec.name.removesuffix("_total") for spec in CONTROL} - set(names) <= {
-        "gridserve_carbon_forecast_timestamp_seconds"
+        "gridserve_carbon_forecast_timestamp_seconds",
+        "gridserve_trace_spans_exported",
+        "gridserve_trace_spans_lost",
     } | {name for name in listed if name.startswith("DCGM") or name in names}
     samples = {sample.name: sample for family in text_string_to_metric_families(text) for sample in family.samples}
+    of_gpus = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    first = next(sample for sample in of_gpus if "gpu" in sample.labels)
+    assert first.name.startswith("DCGM_"), "aiperf takes a GPU's identity from the first series that names its number"
     energy = samples["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"]
     assert set(energy.labels) == {"gpu", "UUID", "modelName", "Hostname"}
     assert energy.value == pytest.approx(1000 * samples["gridserve_gpu_energy_joules_total"].value, rel=0.05)

@@ -205,7 +205,7 @@ async def test_the_gate_holds_enforce_back_until_shadow_has_shown_itself(make_ri
     assert rig.power.controller.mode is Mode.SHADOW
     assert "instead of enforce" in rig.alarms()
     rig.power.controller.tick()
-    rig.control._write_shadow()
+    rig.control.rows.write_shadow()
     await until(lambda: len(rig.rows("decision")) >= 2, "decisions")
     assert rig.control.store is not None
     rig.control.store.review()
@@ -232,7 +232,7 @@ async def test_feed_values_and_alarms_are_written_down(make_rig: Callable[..., R
     plane = rig.control.carbon
     assert plane is not None
     await until(lambda: plane.reading().g_per_kwh == 123, "the intensity")
-    rig.control._write_grid()
+    rig.control.rows.write_grid()
     rig.control.alarms.event("power", "a fan rattles")
     await until(lambda: rig.rows("alarm"), "an audit row")
     await until(lambda: rig.ledger.reader.feed_values("GB", 0, 2**62), "a feed row")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -51,3 +52,38 @@ def test_a_known_vulnerability_is_told_and_silence_is_not_taken_for_safety(check
     assert found.audited == 2
     assert found.unaudited == ("b",)
     assert found.vulnerable == ("a 1: CVE-1; fixed in 2", "a 1: CVE-2; fixed in none yet")
+
+
+def report(*dependencies: dict[str, Any]) -> str:
+    return json.dumps({"dependencies": list(dependencies)})
+
+
+SOUND, UNKNOWN = {"name": "c", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}
+BAD = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
+
+
+@pytest.mark.parametrize(
+    ("stdouts", "strict", "said", "status"),
+    [
+        ([report(SOUND)], False, "asked about 1 packages: no vulnerability is known", 0),
+        ([report(SOUND, BAD)], False, "asked about 2 packages: 1 known vulnerabilities", 1),
+        ([report(SOUND, UNKNOWN)], False, "COULD NOT ASK about b", 0),
+        ([report(SOUND, UNKNOWN)], True, "COULD NOT ASK about b", 1),
+        (["", report(SOUND)], False, "no vulnerability is known", 0),
+        (["", report(UNKNOWN)], False, "COULD NOT ASK whether", 0),
+        (["", "{}"], True, "COULD NOT ASK whether", 1),
+    ],
+)
+def test_none_known_and_nobody_to_ask_are_told_apart(
+    checks: ModuleType, stdouts: list[str], strict: bool, said: str, status: int
+) -> None:
+    answers = [
+        checks.read_answer(service, stdout, "Traceback\nConnectionError: no route")
+        for service, stdout in zip(checks.SERVICES, stdouts)
+    ]
+    lines, found = checks.verdict(answers, strict)
+    assert found == status
+    assert said in "\n".join(lines)
+    if "COULD NOT ASK whether" in said:
+        assert "no vulnerability is known" not in "\n".join(lines)
+        assert "pypi: ConnectionError: no route" in lines[0]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.client_protocol import EngineHealth
+from serving import metric_catalogue as catalogue
 from serving.metric_catalogue import CATALOGUE
+from serving.step_histogram import StepHistogram
 
 MODEL = {"model_name": "fake/model"}
 
@@ -111,3 +116,27 @@ async def test_two_applications_do_not_share_series(connect, fake):
         await one.post("/v1/completions", json={"prompt": "x", "max_tokens": 2})
         _, samples = await scrape(two)
         assert value(samples, "gridserve_generation_tokens_total") == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 5)), max_size=40))
+def test_the_histogram_of_steps_is_exposed_as_the_librarys_own(observed):
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    fast = StepHistogram(catalogue.ITL, "m")
+    ours.register(fast)
+    usual = Histogram(
+        catalogue.ITL.name, catalogue.ITL.help, catalogue.ITL.labels, buckets=catalogue.ITL.buckets, registry=theirs
+    ).labels("m")
+    for value, times in observed:
+        fast.observe(value, times)
+        for _ in range(times):
+            usual.observe(value)
+    found, expected = (
+        {
+            (one.name, tuple(sorted(one.labels.items()))): one.value
+            for family in registry.collect()
+            for one in family.samples
+        }
+        for registry in (ours, theirs)
+    )
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carbon.planner import Strategy
+from carbon.plan_values import Strategy
 from engine.config import EngineConfig
 from power.controller import Mode
 from power.governors import CarbonFollow, DefaultGovernor, SloSlackGovernor, StaticGovernor

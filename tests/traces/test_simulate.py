@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import traces.simulate_governor
 from bench.simulation import CONV, measure
 from engine.block_pool import BlockPool
 from engine.engine import Engine
@@ -15,23 +16,25 @@ from engine.scheduler import Scheduler, SchedulerConfig
 from power.attribution import Attributor
 from power.books import EnergySample, Meter
 from power.engine_view import EngineTracker
-from power.governors import EngineView, Observation, Slo, SloSlackGovernor
+from power.governors import EngineView, Observation, Setpoint, Slo, SloSlackGovernor
+from power.governors.prediction import asked_tokens_per_s
 from power.idle import IdleBaseline
 from power.quantities import Method, Scope, Source
 from power.simulated import SimulatedDevice, simulated_twin
 from power.twin import StepWork
-from power.work import WorkModel
+from power.work import WorkModel, step_work
+from traces.decode_arithmetic import predict_decode
 from traces.request import TraceRequest
 from traces.simulate import simulate
 from traces.simulate_board import VirtualGpu
-from traces.simulate_governor import QuickSloSlack, lowest_true
+from traces.simulate_governor import QuickSloSlack
 from traces.simulate_policy import SimulationPolicy
 from traces.simulate_recorded import RecordedStep, replay_steps
 from traces.simulate_request import SimulatedRequest, prompt_ids
 from traces.simulate_server import SimulatedServer, batch_key
 from traces.simulate_settings import SimulationSettings, kv_blocks
-from traces.twin_executor import drawn
-from traces.twin_step import PreparedDecode, PreparedTwin
+from traces.twin_executor import drawn, shares_of
+from traces.twin_step import PreparedTwin, decode_numbers
 from traces.virtual_clock import VirtualClock
 from traces.workload import Workload
 
@@ -91,26 +94,31 @@ def test_jumping_is_exact_with_prefix_hits_and_under_preemption():
     mine, theirs = run("default", load=load), run("default", load=load, jump=False)
     assert any(record.cached_tokens for record in mine.result.records)
     same(mine, theirs)
+    tight = [
+        server_run(jump=jump, blocks=150, load=requests(60, rate=50.0, prefixes=True), prefixes=True)
+        for jump in (True, False)
+    ]
+    assert tight[0] == tight[1]
     pressed = [server_run(jump=jump, blocks=60) for jump in (True, False)]
     assert pressed[0][1] > 0
     assert pressed[0] == pressed[1]
 
 
-def server_run(*, jump, blocks, on_batch=None, load=None, config=None):
+def server_run(*, jump, blocks, on_batch=None, load=None, config=None, prefixes=False):
     """A bare server with a small pool: (request, first, last) of each request, preemptions, joules."""
     twin = PreparedTwin.of(simulated_twin("h100-sxm", "qwen3-0.6b"))
     gpu = VirtualGpu(twin, VirtualClock())
     done = []
     server = SimulatedServer(
         gpu,
-        config or SchedulerConfig(max_num_seqs=32, max_num_batched_tokens=256, max_model_len=800),
-        BlockPool(blocks, 16, prefix_caching=False),
+        config or SchedulerConfig(max_num_seqs=32, max_num_batched_tokens=256, max_model_len=1200),
+        BlockPool(blocks, 16, prefix_caching=prefixes),
         lambda request, idle_j: done.append((request.number, request.first_s, request.last_s)),
         jump=jump,
         on_batch=on_batch,
     )
     for number, trace in enumerate(load or requests(60, rate=200.0, longest=200)):
-        server.submit(SimulatedRequest(number, trace, trace.output_tokens))
+        server.submit(SimulatedRequest(number, trace, trace.output_tokens, share_prefixes=prefixes))
     until = 0.0
     while server.busy:
         until += 0.1
@@ -178,7 +186,8 @@ def test_the_prepared_twin_is_the_twin(prefill, prompts, decodes, cached, clock,
     assert prepared.predict(work, clock) == twin.predict(work, clock)
     if decodes:
         plain = twin.predict(StepWork(decode_sequences=decodes, decode_kv_tokens=cached), clock)
-        seconds, power = PreparedDecode(prepared, WorkModel.of(twin.gpu, twin.shape), decodes).predict(cached, clock)
+        numbers = decode_numbers(prepared, WorkModel.of(twin.gpu, twin.shape), decodes)
+        seconds, power = predict_decode(prepared.numbers, numbers, float(cached), float(clock))
         assert seconds == pytest.approx(plain.duration_s, rel=1e-12)
         assert power == pytest.approx(plain.power_w, rel=1e-12)
 
@@ -227,9 +236,10 @@ def test_the_ledger_shares_as_the_attributor_does():
     steps, booked, lives = [], {}, {}
 
     def on_batch(batch, result):
-        last = server.executor.last
-        steps.append((result.started_s, result.ended_s, last.work, last.joules))
-        for share in last.work:
+        last, work = server.executor.last, shares_of(batch)
+        assert last.total == step_work(work)
+        steps.append((result.started_s, result.ended_s, work, last.joules))
+        for share in work:
             lives.setdefault(share.request_id, [result.started_s, None])
 
     def on_finish(request, idle_j):
@@ -287,7 +297,7 @@ def test_the_view_is_the_trackers_view():
     seen = []
 
     def on_batch(batch, result):
-        work = server.executor.last.work
+        work = shares_of(batch)
         for scheduled in batch.requests:
             tracker.admit(
                 scheduled.request.request_id, scheduled.request.num_prompt_tokens, scheduled.request.arrival_s
@@ -313,37 +323,49 @@ def test_the_view_is_the_trackers_view():
         if mine is None or theirs is None or mine.waiting_tokens or not mine.running:
             continue
         compared += 1
-        for name in EngineView.__dataclass_fields__:
+        for name in EngineView.__struct_fields__:
             one, other = getattr(mine, name), getattr(theirs, name)
             if name != "waiting":
                 assert one == (other if other is None or name == "phase" else pytest.approx(other, rel=1e-9)), name
     assert compared > 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    st.integers(1, 200), st.integers(1, 1500), st.integers(0, 4000), st.floats(0, 12_000),
-    st.one_of(st.none(), st.floats(10, 5000)), st.integers(0, 109),
+    st.integers(0, 300), st.integers(1, 1500), st.integers(0, 6000), st.floats(0, 12_000),
+    st.one_of(st.none(), st.floats(10, 5000)), st.integers(0, 109), st.floats(0.5, 2.0), st.floats(0, 60),
     st.sampled_from([(1.0, 0.05), (0.3, 0.02), (2.0, 0.2)]),
 )  # fmt: skip
-def test_the_quick_search_chooses_what_bisection_chooses(running, context, backlog, prompts, outputs, place, limits):
+def test_the_compiled_governor_predicts_and_chooses_as_the_plain_one_bit_for_bit(
+    running, context, backlog, prompts, outputs, place, correction, step_tokens, limits
+):
     twin = PreparedTwin.of(simulated_twin("h100-sxm", "llama-3.1-8b"))
     clocks = twin.gpu.clocks_mhz
-    from power.governors import Setpoint
-
     engine = EngineView(
         running=running, kv_tokens=running * context, waiting=1 if backlog else 0, waiting_tokens=backlog,
-        prompt_tokens_per_s=prompts, output_tokens_per_s=outputs, prompt_p99_tokens=1500,
+        oldest_wait_s=0.1, prompt_tokens_per_s=prompts, output_tokens_per_s=outputs, prompt_p99_tokens=1500,
+        step_tokens=step_tokens,
     )  # fmt: skip
     observation = Observation(100.0, clocks, None, current=Setpoint(clocks[place]), engine=engine, slo=Slo(*limits))
-    plain = SloSlackGovernor(twin).choose(observation, engine, Slo(*limits), 1.0)
-    assert QuickSloSlack(twin).choose(observation, engine, Slo(*limits), 1.0) == plain
+    plain, quick = SloSlackGovernor(twin), QuickSloSlack(twin)
+    asked = asked_tokens_per_s(twin, engine, clocks[place])
+    assert quick.forecast(engine, clocks[place], asked, correction) == plain.forecast(
+        engine, clocks[place], asked, correction
+    )
+    assert quick.choose(observation, engine, Slo(*limits), correction) == plain.choose(
+        observation, engine, Slo(*limits), correction
+    )
+    if running or step_tokens >= 1.0:
+        assert quick.expected_step_s(engine, clocks[place]) == plain.expected_step_s(engine, clocks[place])
 
 
-@given(st.integers(0, 50), st.integers(0, 60), st.data())
-def test_lowest_true_finds_the_edge(top, edge, data):
-    start = data.draw(st.integers(0, top))
-    assert lowest_true(lambda index: index >= edge, start, top) == (edge if edge <= top else None)
+def test_a_run_under_the_compiled_governor_is_the_run_under_the_plain_one(monkeypatch):
+    load = workload(60, rate=3.0)
+    quick = run(load=load)
+    monkeypatch.setattr(traces.simulate_governor, "QuickSloSlack", SloSlackGovernor)
+    plain = run(load=load)
+    assert quick.result.device.clock_changes > 0
+    same(quick, plain)
 
 
 class _Timed:
