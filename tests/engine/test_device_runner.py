@@ -88,7 +88,7 @@ def test_steps_run_at_padded_sizes_and_padding_leaves_the_cache_alone(decoder):
     inner = runner._decodes
 
     class Watched:
-        def serve(self, step: torch.Tensor) -> torch.Tensor:
+        def run(self, step: torch.Tensor) -> torch.Tensor:
             sizes.append(step.shape[1])
             assert (step[0, step[2] == 0] == 9).all()
             return inner.run(step)

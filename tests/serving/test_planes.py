@@ -72,7 +72,7 @@ def test_every_rank_has_a_board() -> None:
     )
     assert plane is not None
     plane.stop()
-    assert len({device.uuid for device in plane.devices}) == 2
+    assert len({device.info.uuid for device in plane.devices}) == 2
 
     def options(power_device: str, compute: str) -> ServerOptions:
         engine = EngineConfig("m", "m", device=compute, tensor_parallel=2)
