@@ -18,7 +18,7 @@ class PacedEngine:
     def __init__(self, script: Sequence[int], vocab_size: int, interval_s: float) -> None:
         self._script = tuple(script)
         self._interval_s = interval_s
-        self.info = EngineInfo("paced", 16384, vocab_size, "none", "none", PLACES * 64, 16, PLACES)
+        self.info = EngineInfo("paced", 16384, vocab_size, "none", "none", PLACES * 64, 16, PLACES, 2048)
         self.health = EngineHealth(True, None)
         self.stats: EngineStats | None = None
 

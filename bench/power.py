@@ -80,15 +80,21 @@ def constant(rate: float) -> Callable[[float], float]:
     return lambda t: rate
 
 
-def attribution_us(twin: Twin, steps: int = 3000) -> dict[str, float]:
-    """Microseconds of CPU time for attribution of each step of `RUNNING` decoding requests, settlement included."""
+def attribution_us(twin: Twin, steps: int = 3000, *, prompt_every: int | None = None) -> dict[str, float]:
+    """Microseconds of CPU time for attribution of each step of `RUNNING` decoding requests, settlement included.
+    `prompt_every`: in every so many steps one request leaves and the prompt of another joins."""
     meter = Meter(Method.SIMULATED, Source.TWIN, Scope.GPU, 0.0)
     attributor = Attributor(meter, WorkModel.of(twin.gpu, twin.shape), IdleBaseline(configured_w=112.0))
     attributor.on_sample(EnergySample(0.0, 0.0, 400.0))
     now, spent = 0.0, list[float]()
     for step in range(steps):
-        work = tuple(WorkShare(f"r{number}", 0, 1, 500 + step) for number in range(RUNNING))
+        first = step // prompt_every if prompt_every is not None else 0
+        joins = prompt_every is not None and step % prompt_every == 0 and step > 0
+        decoding = tuple(WorkShare(f"r{first + number}", 0, 1, 500 + step) for number in range(RUNNING - joins))
+        work = (*decoding, WorkShare(f"r{first + RUNNING - 1}", 500 + step, 0, 500 + step)) if joins else decoding
         before = time.thread_time()
+        if joins:
+            attributor.retire(f"r{first - 1}", now)
         attributor.on_step(now, now + 1 / STEPS_PER_S, work)
         now += 1 / STEPS_PER_S
         if step % 5 == 4:
@@ -220,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results: dict[str, object] = {
             "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
             "attribution": attribution,
+            "attribution_with_a_prompt_every_10_steps": attribution_us(twin, prompt_every=10),
             "telemetry_us": sampling_us,
             "telemetry_and_attribution_percent_of_a_core": (
                 (STEPS_PER_S * attribution["mean_us"] + RATE_HZ * sampling_us) / 1e4

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench._machine import cpu_name
 from traces.experiment import BUNDLED, data_folder
 from traces.experiment_checks import problems_of
 from traces.reader import TraceFile
@@ -121,9 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     if arguments.json:
-        # It imports torch, which the measured processes have no need of.
-        from bench._machine import cpu_name
-
         report = {
             "benchmark": "simulation",
             "method": "measured",

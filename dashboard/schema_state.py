@@ -50,6 +50,7 @@ class PowerState(Struct, frozen=True):
     governor: str
     leased: bool
     admit_low_priority: bool
+    step_tokens: int | None
     idle_w: float | None
     idle_source: str | None
     devices: list[DeviceState]
@@ -68,6 +69,8 @@ class EngineState(Struct, frozen=True):
     weight_format: str
     max_model_len: int
     max_num_seqs: int
+    max_num_batched_tokens: int
+    token_budget: int | None
     running: int | None
     waiting: int | None
     kv_blocks_used: int | None

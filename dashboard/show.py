@@ -82,7 +82,7 @@ def panels(
 ) -> None:
     shown = [each if each.origin is None else replace(each, origin=aged(each.origin, snapshot)) for each in made]
     option = stack(frame, shown, window_ms, session.colours(), now_ms, panel_px)
-    st.echarts_chart(option, height=height_px(made, panel_px), key=key, alt=alt)
+    st.echarts_chart(option, height=height_px(len(made), panel_px), key=key, alt=alt)
 
 
 def table(

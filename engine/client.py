@@ -94,6 +94,7 @@ class EngineClient:
         self._channel: zmq.asyncio.Socket | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._limits = SetLimits()
+        self._limits_end_s: float | None = None
         self._paused = SetPaused(False)
         self._pace = SetPace(1.0)
 
@@ -175,15 +176,19 @@ class EngineClient:
             self._send(Abort((request_id,)))
             stream.arrivals.put_nowait(TokenDelta((), (), FinishReason.ABORT, 0, None))
 
-    async def set_limits(self, token_budget: int | None = None, max_running: int | None = None) -> None:
+    def set_limits(
+        self, token_budget: int | None = None, max_running: int | None = None, for_s: float | None = None
+    ) -> None:
         """Lower the scheduler's token budget or concurrency; None lifts a limit. Kept across restarts.
 
+        `for_s`: a lease: the engine lifts the limits by itself unless they are set again within so many seconds.
         Raises `ValueError` below 1: `set_paused` stops everything.
         """
         for name, value in (("token_budget", token_budget), ("max_running", max_running)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}; use set_paused to stop")
-        self._limits = SetLimits(token_budget, max_running)
+        self._limits = SetLimits(token_budget, max_running, for_s)
+        self._limits_end_s = None if for_s is None else time.monotonic() + for_s
         self._send(self._limits)
 
     async def set_paused(self, paused: bool) -> None:
@@ -198,6 +203,13 @@ class EngineClient:
 
     async def reset_prefix_cache(self) -> None:
         self._send(ResetPrefixCache())
+
+    def _limits_left(self) -> SetLimits:
+        """The limits for a process that has just been started: those of a lease for what is left of it."""
+        if self._limits_end_s is None:
+            return self._limits
+        left_s = self._limits_end_s - time.monotonic()
+        return SetLimits(self._limits.token_budget, self._limits.max_running, left_s) if left_s > 0 else SetLimits()
 
     def _send(self, message: ToEngine) -> None:
         """Queue a message at once: also called while a cancelled stream unwinds, where nothing may be awaited."""
@@ -248,7 +260,7 @@ class EngineClient:
                 stdin=asyncio.subprocess.PIPE,
             )
             self._channel = channel
-            self._send(self._limits)
+            self._send(self._limits_left())
             self._send(self._paused)
             self._send(self._pace)
             ended = asyncio.create_task(process.wait())

@@ -35,6 +35,7 @@ class EngineInfo:
     num_kv_blocks: int
     block_size: int
     max_num_seqs: int
+    max_num_batched_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

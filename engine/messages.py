@@ -34,10 +34,12 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
 
 
 class SetLimits(msgspec.Struct, tag=True, frozen=True):
-    """Run-time limits of the scheduler; None lifts one."""
+    """Run-time limits of the scheduler; None lifts one. After `for_s` seconds without another such message both are
+    lifted; None: they stay."""
 
     token_budget: int | None = None
     max_running: int | None = None
+    for_s: float | None = None
 
 
 class SetPaused(msgspec.Struct, tag=True, frozen=True):

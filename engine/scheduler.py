@@ -306,6 +306,7 @@ class Scheduler:
             accepted_tokens=drafting.accepted_tokens if drafting is not None else 0,
             waiting_prefill_tokens=self._waiting.num_tokens + running_backlog,
             oldest_waiting_arrival_s=self._waiting.oldest_arrival_s(),
+            token_budget=self._token_budget,
         )
 
     def reset_prefix_cache(self) -> None:

@@ -40,7 +40,7 @@ class SchedulerStats:
 
     `waiting_prefill_tokens`: the backlog, tokens of waiting requests and of running prompts not yet computed.
     `oldest_waiting_arrival_s`: monotonic seconds; `None` when no request waits. `drafted_tokens` were guessed and
-    computed, `accepted_tokens` of them were what the model drew.
+    computed, `accepted_tokens` of them were what the model drew. `token_budget`: most tokens of a step as things are.
     """
 
     running: int
@@ -54,3 +54,4 @@ class SchedulerStats:
     preemptions: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    token_budget: int | None = None

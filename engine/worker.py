@@ -1,19 +1,21 @@
 """The engine process: owns the device and the step loop, speaks `engine.messages` over one Unix socket.
 
-It blocks while there is nothing to do, never reads a clock to wait, and ends when its standard input does: the
-front end holds the other end of that pipe, so that no engine outlives it.
+It blocks while there is nothing to do, reads no clock but for a lease on its limits, and ends when its standard input
+does: the front end holds the other end of that pipe, so that no engine outlives it.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -88,6 +90,7 @@ class Worker:
         self._fault: str | None = None
         self._failed_probes = 0
         self._stopping = False
+        self._limits_end_s: float | None = None
         # Guides compile on a thread; the request joins the queue when its guide is ready.
         self._compilers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guide")
         self._compiling: dict[str, tuple[Request, int, Future[CompiledGuide]]] = {}
@@ -101,6 +104,7 @@ class Worker:
     def run(self) -> None:
         while not self._stopping:
             self._take_messages()
+            self._end_lease()
             if self._fault is not None:
                 self._try_to_recover()
             elif self._engine.has_work:
@@ -115,7 +119,7 @@ class Worker:
 
     def _take_messages(self) -> None:
         """Apply everything that has arrived; block first when there is nothing to run."""
-        timeout_ms = PROBE_INTERVAL_MS if self._fault is not None else 0 if self._engine.has_work else None
+        timeout_ms = PROBE_INTERVAL_MS if self._fault is not None else 0 if self._engine.has_work else self._lease_ms()
         while ready := dict(self._poller.poll(timeout_ms)):
             timeout_ms = 0
             if self._wake_receiver.fileno() in ready:
@@ -138,9 +142,8 @@ class Worker:
                 self._engine.abort(request_ids)
                 if not self._engine.has_work:
                     self._send(StepOutputs((), None, self._stats(), self._fault))
-            case SetLimits(token_budget=token_budget, max_running=max_running):
-                self._engine.scheduler.set_token_budget(token_budget)
-                self._engine.scheduler.set_max_running(max_running)
+            case SetLimits():
+                self._limit(message)
             case SetPaused(paused=paused):
                 self._engine.scheduler.pause() if paused else self._engine.scheduler.resume()
             case SetPace(factor=factor):
@@ -149,6 +152,25 @@ class Worker:
                 self._engine.scheduler.reset_prefix_cache()
             case Shutdown():
                 self._stopping = True
+
+    def _limit(self, limits: SetLimits) -> None:
+        self._engine.scheduler.set_token_budget(limits.token_budget)
+        self._engine.scheduler.set_max_running(limits.max_running)
+        self._limits_end_s = None if limits.for_s is None else time.monotonic() + limits.for_s
+        if not self._engine.has_work:
+            self._send(StepOutputs((), None, self._stats(), self._fault))
+
+    def _end_lease(self) -> None:
+        """Lift limits that were not set again in time: who set them may be gone."""
+        if self._limits_end_s is not None and time.monotonic() >= self._limits_end_s:
+            logger.warning("limits on steps were not renewed; lifted")
+            self._limit(SetLimits())
+
+    def _lease_ms(self) -> int | None:
+        """How long an idle engine may block before limits run out."""
+        if self._limits_end_s is None:
+            return None
+        return max(0, math.ceil(1e3 * (self._limits_end_s - time.monotonic())))
 
     def _submit(self, message: Submit) -> None:
         sampling = message.sampling

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 from power.accounts import Account, request_energy
 from power.books import Books, EnergySample, Meter, RequestEnergy
+from power.division import Cohort, Division, Step, divide, share_idle
 from power.idle import IdleBaseline
-from power.spread import Interval, Piece, integral, spread
+from power.spread import Interval, integral
 from power.work import Share, WorkModel
 
 PATIENCE_S = 30.0
@@ -31,14 +30,6 @@ STUCK_S = 5.0
 LEARNING = 0.2
 HORIZON_S = 120.0
 """Without any sample for so long, steps are dropped and finished requests given out unsettled."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    started_s: float
-    ended_s: float
-    weights: list[tuple[str, float, float]]
-    total: float
 
 
 class Attributor:
@@ -56,7 +47,8 @@ class Attributor:
         self._work_model = work_model
         self._model_scale = model_scale
         self._accounts: dict[str, Account] = {}
-        self._steps: deque[_Step] = deque()
+        self._cohort = Cohort([])
+        self._steps: deque[Step] = deque()
         self._intervals: deque[Interval] = deque()
         self._done: list[RequestEnergy] = []
         self._sample: EnergySample | None = None
@@ -73,16 +65,14 @@ class Attributor:
 
     def on_step(self, started_s: float, ended_s: float, work: Sequence[Share]) -> None:
         """One step and whose work it held. Unknown requests are admitted at its start."""
-        accounts = self._accounts
-        weights = self._work_model.weights(work)
-        total = 0.0
-        for request_id, prefill, decode in weights:
-            if request_id not in accounts:
-                accounts[request_id] = Account(started_s)
-            total += prefill + decode
+        weights = self._cohort.continued(work)
+        if weights is None:
+            self._gather([share.request_id for share in work], started_s)
+            weights = self._work_model.weigh(work)
+            self._cohort.begin(weights)
         if started_s - self._stepped_until_s < self.meter.window_s:
             started_s = self._stepped_until_s
-        self._steps.append(_Step(started_s, ended_s, weights, total))
+        self._steps.append(Step(started_s, ended_s, self._cohort, weights))
         self._stepped_until_s = max(self._stepped_until_s, ended_s)
         self._last_step_end_s = ended_s
         if self._steps[0].ended_s < ended_s - HORIZON_S:
@@ -133,11 +123,11 @@ class Attributor:
             return None
         tail = Account(account.admitted_s, account.retired_s)
         for interval in self._intervals:
-            self._divide(interval, {request_id: tail}, None)
+            self._preview(interval, request_id, account, tail)
         settled_s = self._intervals[-1].end_s if self._intervals else self._settled_until_s
         frontier = max(settled_s, account.admitted_s)
         if now_s > frontier:
-            self._price(frontier, now_s, request_id, tail)
+            self._price(Interval(frontier, now_s, 0.0), request_id, account, tail)
         whole = Account(
             account.admitted_s,
             account.retired_s,
@@ -224,7 +214,7 @@ class Attributor:
             books.counter_j += interval.joules
             if interval.estimated:
                 books.estimated_j += interval.joules
-            self._divide(interval, self._accounts, books)
+            self._hand_out(interval)
             self._settled_until_s = interval.end_s
             while self._steps and self._steps[0].ended_s <= interval.end_s:
                 self._steps.popleft()
@@ -242,30 +232,51 @@ class Attributor:
             if account.retired_s is not None and account.retired_s <= until_s
         ]
         for request_id in done:
-            account = self._accounts.pop(request_id)
+            account = self._close(request_id)
             assert account.retired_s is not None
             self._done.append(self._give(request_id, account, account.retired_s, settled=True))
 
-    def _price(self, start: float, end: float, request_id: str, tail: Account) -> None:
+    def _close(self, request_id: str) -> Account:
+        """Take an account out; a later step with its request opens a new one."""
+        if request_id in self._cohort.request_ids:
+            self._cohort = Cohort([])
+        return self._accounts.pop(request_id)
+
+    def _gather(self, request_ids: list[str], started_s: float) -> None:
+        """A cohort of these requests, the present one if it is that; each has an account."""
+        if request_ids != self._cohort.request_ids:
+            for request_id in request_ids:
+                if request_id not in self._accounts:
+                    self._accounts[request_id] = Account(started_s)
+            self._cohort = Cohort(request_ids)
+
+    def _preview(self, interval: Interval, request_id: str, account: Account, tail: Account) -> None:
+        """What an interval would bring a request, into `tail`."""
+        division = self._division(interval)
+        prefill_j, decode_j = division.of_request(request_id)
+        tail.prefill_j += prefill_j
+        tail.decode_j += decode_j
+        tail.idle_j += share_idle(interval, division.idle_j, self._accounts.values()).of_account(account)
+
+    def _price(self, stretch: Interval, request_id: str, account: Account, tail: Account) -> None:
         """Estimate a stretch no counter has covered: by the work model, scaled to what the counter last said of it;
         before that is known, by the last measured power."""
+        start, end = stretch.start_s, stretch.end_s
         power = self._sample.power_w if self._sample is not None else None
         if self._model_scale is None:
             if power is not None:
-                joules = power * (end - start)
-                self._divide(Interval(start, end, joules, [end], [power]), {request_id: tail}, None)
+                self._preview(Interval(start, end, power * (end - start), [end], [power]), request_id, account, tail)
             return
         for step in self._steps:
-            share = min(step.ended_s, end) - max(step.started_s, start)
-            if share <= 0.0 or step.ended_s <= step.started_s:
+            seconds = min(step.ended_s, end) - max(step.started_s, start)
+            if seconds <= 0.0 or step.duration_s <= 0.0:
                 continue
-            scale = self._model_scale * share / (step.ended_s - step.started_s)
-            for name, prefill, decode in step.weights:
-                if name == request_id:
-                    tail.prefill_j += prefill * scale
-                    tail.decode_j += decode * scale
+            scale = self._model_scale * seconds / step.duration_s
+            prefill, decode = step.weight_of(request_id)
+            tail.prefill_j += prefill * scale
+            tail.decode_j += decode * scale
         idle_j = (self.idle.power_w or 0.0) * (end - start)
-        self._share_idle(Interval(start, end, idle_j), idle_j, {request_id: tail})
+        tail.idle_j += share_idle(stretch, idle_j, self._accounts.values()).of_account(account)
 
     def _give_up(self, before_s: float) -> None:
         """The sensor has been silent: do not gather steps for ever."""
@@ -274,52 +285,52 @@ class Attributor:
             self.books.dropped_steps += 1
         for request_id, account in list(self._accounts.items()):
             if account.retired_s is not None and account.retired_s < before_s:
-                del self._accounts[request_id]
-                account.gap = True
+                self._close(request_id).gap = True
                 self._done.append(self._give(request_id, account, account.retired_s, settled=False))
 
-    def _divide(self, interval: Interval, accounts: dict[str, Account], books: Books | None) -> None:
-        """Hand an interval's joules to `accounts`; totals go to `books`. With a partial `accounts` (a preview of
-        one request) the others' parts are worked out and dropped."""
-        start, end, joules = interval.start_s, interval.end_s, interval.joules
-        idle_power = self.idle.power_w or 0.0
-        steps, pieces = self._pieces(start, end, idle_power)
-        idle_j = prefill_j = decode_j = stepped = ownerless = weighed = modelled = 0.0
-        for step, piece, energy in zip(steps, pieces, spread(interval, pieces), strict=True):
-            seconds = piece.end_s - piece.start_s
-            idle = min(energy, idle_power * seconds)
-            stepped += energy
-            dynamic = energy - idle
-            idle_j += idle
-            if step.total <= 0.0:
-                ownerless += dynamic
-                continue
-            unit = dynamic / step.total
-            weighed += dynamic
-            modelled += step.total * seconds / (step.ended_s - step.started_s)
-            for request_id, prefill, decode in step.weights:
-                account = accounts.get(request_id)
-                if account is None:
-                    ownerless += (prefill + decode) * unit
-                    continue
-                if prefill:
-                    account.prefill_j += prefill * unit
-                    prefill_j += prefill * unit
-                drawn = decode * unit
-                account.decode_j += drawn
-                decode_j += drawn
-        step_time = sum(piece.end_s - piece.start_s for piece in pieces)
-        outside = joules - stepped
-        outside_idle = min(max(outside, 0.0), idle_power * max(0.0, end - start - step_time))
-        idle_j += outside_idle
-        shared = self._share_idle(interval, idle_j, accounts)
-        if books is not None:
-            self._learn(weighed, modelled)
-            books.prefill_j += prefill_j
-            books.decode_j += decode_j
-            books.request_idle_j += shared
-            books.idle_j += idle_j - shared
-            books.unattributed_j += outside - outside_idle + ownerless
+    def _division(self, interval: Interval) -> Division:
+        return divide(interval, self._steps, self.idle.power_w or 0.0, self._model_scale)
+
+    def _hand_out(self, interval: Interval) -> None:
+        """Put an interval's joules into the accounts and the books."""
+        books, accounts, division = self.books, self._accounts, self._division(interval)
+        books.unattributed_j += division.unattributed_j
+        for request_ids, prefill_j, decode_j in division.runs():
+            self._book(request_ids, decode_j, prefill=False)
+            if prefill_j is not None:
+                self._book(request_ids, prefill_j, prefill=True)
+        shares = share_idle(interval, division.idle_j, accounts.values())
+        for account in shares.whole:
+            account.idle_j += shares.each_j
+        for account, joules in shares.others:
+            account.idle_j += joules
+        books.request_idle_j += shares.joules
+        books.idle_j += division.idle_j - shares.joules
+        if interval.estimated or interval.gap or interval.foreign:
+            for account in (*shares.whole, *(account for account, _ in shares.others)):
+                account.estimated |= interval.estimated
+                account.gap |= interval.gap
+                account.foreign |= interval.foreign
+        self._learn(division.weighed_j, division.modelled_j)
+
+    def _book(self, request_ids: list[str], joules: list[float], *, prefill: bool) -> None:
+        """Joules of requests into their accounts; those of a request that has none are nobody's."""
+        booked = ownerless = 0.0
+        for request_id, part in zip(request_ids, joules, strict=True):
+            account = self._accounts.get(request_id)
+            if account is None:
+                ownerless += part
+            elif prefill:
+                account.prefill_j += part
+                booked += part
+            else:
+                account.decode_j += part
+                booked += part
+        self.books.unattributed_j += ownerless
+        if prefill:
+            self.books.prefill_j += booked
+        else:
+            self.books.decode_j += booked
 
     def _learn(self, joules: float, modelled: float) -> None:
         """How many real joules one of the work model's is worth."""
@@ -328,57 +339,6 @@ class Attributor:
         scale = joules / modelled
         before = self._model_scale if self._model_scale is not None else scale
         self._model_scale = before + LEARNING * (scale - before)
-
-    def _pieces(self, start: float, end: float, idle_w: float) -> tuple[list[_Step], list[Piece]]:
-        """The steps within an interval, cut to it and free of overlap, with the power expected of each."""
-        steps, pieces, covered = [], [], start
-        scale = self._model_scale
-        for step in self._steps:
-            if step.started_s >= end:
-                break
-            begin, stop = max(step.started_s, covered), min(step.ended_s, end)
-            if stop <= begin:
-                continue
-            covered = stop
-            known = scale is not None and step.total > 0.0
-            expected = idle_w + (scale or 0.0) * step.total / (step.ended_s - step.started_s) if known else 1.0
-            steps.append(step)
-            pieces.append(Piece(begin, stop, expected))
-        return steps, pieces
-
-    def _share_idle(self, interval: Interval, idle_j: float, accounts: dict[str, Account]) -> float:
-        """Split idle joules over the interval's residents, piece by piece between arrivals and departures."""
-        start, end = interval.start_s, interval.end_s
-        span = end - start
-        residents: list[tuple[float, float, Account | None]] = []
-        edges = {start, end}
-        for request_id, everyone in self._accounts.items():
-            begin = max(everyone.admitted_s, start)
-            stop = end if everyone.retired_s is None else min(everyone.retired_s, end)
-            if stop <= begin:
-                continue
-            account = accounts.get(request_id)
-            residents.append((begin, stop, account))
-            edges.add(begin)
-            edges.add(stop)
-            if account is not None:
-                account.estimated |= interval.estimated
-                account.gap |= interval.gap
-                account.foreign |= interval.foreign
-        if not residents or span <= 0.0 or idle_j == 0.0:
-            return 0.0
-        shared = 0.0
-        cuts = sorted(edges)
-        for left, right in pairwise(cuts):
-            present = [account for begin, stop, account in residents if begin <= left and stop >= right]
-            if not present:
-                continue
-            each = idle_j * (right - left) / span / len(present)
-            for account in present:
-                if account is not None:
-                    account.idle_j += each
-                    shared += each
-        return shared
 
     def _give(self, request_id: str, account: Account, ended_s: float, *, settled: bool) -> RequestEnergy:
         return request_energy(request_id, account, ended_s, self.meter, self.idle.power_w, settled=settled)

@@ -10,7 +10,7 @@ import enum
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -28,15 +28,17 @@ from power.governors import (
     Memory,
     Observation,
     Pool,
+    RowState,
     Setpoint,
     Slo,
 )
 from power.governors.stability import snap_down
-from power.messages import Actuation
+from power.messages import Actuation, HoldMode
 from power.periodic import Periodic
 from power.quantities import Clock
 from power.row import RowControl
 from power.telemetry import Telemetry
+from power.throttle import EngineThrottle
 
 PERIOD_S = 0.2
 RETRY_S = 1.0
@@ -85,6 +87,7 @@ class Controller:
         *,
         mode: Mode = Mode.OBSERVE,
         row: RowControl | None = None,
+        throttle: EngineThrottle | None = None,
         clock: Clock = time.monotonic,
         period_s: float = PERIOD_S,
         policy_revision: str = "",
@@ -97,6 +100,7 @@ class Controller:
         self.mode = mode
         self.policy_revision = policy_revision
         self.row = row
+        self.throttle = throttle or EngineThrottle()
         self.records: deque[AuditRecord] = deque(maxlen=1000)
         self.outcomes: Counter[str] = Counter()
         self.alarms: deque[str] = deque(maxlen=50)
@@ -115,16 +119,18 @@ class Controller:
         self.loop = Periodic("power-controller", period_s, self.tick, self.alarm)
         self._watchdog = Periodic("power-watchdog", 1.0, self._watch, self.alarm)
         self._stalled = False
+        self._held = False
 
     def start(self) -> None:
         self.loop.start()
         self._watchdog.start()
 
     def stop(self) -> None:
-        """End the loop and the lease; devices are restored."""
+        """End the loop and the lease; devices and the engine's budget are restored."""
         self.loop.stop()
         self._watchdog.stop()
         with self._lock:
+            self.throttle.forget()
             self._drop_lease()
 
     def set_mode(self, mode: Mode) -> None:
@@ -134,6 +140,7 @@ class Controller:
         with self._lock:
             if self.mode is Mode.ENFORCE and mode is not Mode.ENFORCE:
                 self._drop_lease()
+            self.throttle.forget()
             self.mode = mode
             self._forget()
 
@@ -144,6 +151,12 @@ class Controller:
                 if uuid in (None, gpu.info.uuid):
                     gpu.governor, gpu.memory = governor, Memory()
             self.policy_revision = policy_revision
+
+    def set_pools(self, low_priority: Collection[str]) -> None:
+        """The UUIDs of the row's low-priority devices; those of other servers in the row mean nothing here."""
+        with self._lock:
+            for gpu in self.gpus:
+                gpu.pool = Pool.LOW if gpu.info.uuid in low_priority else Pool.HIGH
 
     def tick(self) -> None:
         """One turn of the loop."""
@@ -162,6 +175,7 @@ class Controller:
                 self.admit_low_priority &= decision.setpoint.admit_low_priority
                 if decision.setpoint != gpu.asked and now >= gpu.retry_s:
                     self._act(gpu, observation, decision, now)
+            self._hold_back(now, engine, slo, grid)
 
     def observation(self, uuid: str) -> Observation:
         """What the governor of a device would see now."""
@@ -236,6 +250,22 @@ class Controller:
             gpu.since_s = now
         gpu.asked = wanted
 
+    def _hold_back(self, now: float, engine: EngineView | None, slo: Slo | None, grid: GridSignal | None) -> None:
+        """Fewer prompt tokens a step where the clocks, as they now are, were not enough."""
+        throttle, enforced = self.throttle, self.mode is Mode.ENFORCE
+        if throttle.policy is None and throttle.step_tokens is None:
+            return
+        braking = self.row is not None and self.row.state is RowState.BRAKE
+        observations = [self._observe(gpu, now, engine, slo, grid, None) for gpu in self.gpus]
+        suspended = "an operator holds the driver's defaults" if self._held else None
+        change = throttle.decide(now, observations, engine, braking=braking, suspended=suspended)
+        if enforced:
+            throttle.enforce(now)
+        if change is not None:
+            gpu, outcome = self.gpus[change.pressed], "applied" if enforced else "shadow"
+            seen = observations[change.pressed]
+            self._record(gpu, seen, change.reason, "step_tokens", change.tokens, None, outcome, 0.0, "prefill_throttle")
+
     def _apply(self, gpu: GpuControl, wanted: Setpoint) -> list[Actuation]:
         """Limit first when it tightens; clocks as a range from the lowest, so that the board may still idle low."""
         port, uuid, done = self._actuator, gpu.info.uuid, list[Actuation]()
@@ -263,12 +293,13 @@ class Controller:
         read_back: float | None,
         outcome: str,
         latency_s: float,
+        governor: str | None = None,
     ) -> None:
         record = AuditRecord(
             time_s=observation.time_s,
             unix_s=time.time(),
             uuid=gpu.info.uuid,
-            governor=gpu.governor.name,
+            governor=governor or gpu.governor.name,
             mode=self.mode.value,
             action=action,
             asked=asked,
@@ -322,7 +353,9 @@ class Controller:
 
     def _reconcile(self, port: ActuatorPort) -> None:
         """Holds and contests change devices behind the controller's back: believe the actuator."""
-        known = {device.uuid: device for device in port.status().devices}
+        status = port.status()
+        self._held = status.hold is not None and status.hold.mode is HoldMode.DEFAULTS
+        known = {device.uuid: device for device in status.devices}
         for gpu in self.gpus:
             device = known.get(gpu.info.uuid)
             if device is None:

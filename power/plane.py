@@ -17,29 +17,31 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from power.actuator import Actuator
 from power.attribution import Attributor
 from power.audit import AuditRecord
-from power.books import Books, EnergySample, Meter, RequestEnergy
+from power.books import EnergySample, Meter, RequestEnergy
 from power.client import ActuatorPort, LocalActuator
 from power.controller import Controller, GpuControl, Inputs, Mode
 from power.device import PowerDevice
 from power.engine_view import EngineTracker
 from power.governors import DefaultGovernor, EngineView, Governor, GridSignal, Observation, Pool, Slo
 from power.idle import IdleBaseline
-from power.messages import Actuation, HoldMode, Status
+from power.messages import Actuation, HoldMode
 from power.model_shape import ModelShape
 from power.periodic import Periodic
+from power.plane_status import PlaneStatus, metrics_of
 from power.powerd import Peers, PowerDaemon
 from power.profile import GpuProfile, load_profile, profile_names
 from power.quantities import Clock, Method, root_sum_square, weakest
 from power.row import RowControl
 from power.simulated import SimulatedDevice
 from power.telemetry import RATE_HZ, Telemetry
+from power.throttle import EngineThrottle
 from power.work import Share, WorkModel, step_work
 
 KEEP_SETTLED = 10_000
@@ -63,31 +65,6 @@ class OwnsProcesses(Protocol):
     def own(self, pids: frozenset[int]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class PlaneStatus:
-    """The plane at a moment, for status pages and metrics."""
-
-    mode: Mode
-    governor: str
-    reasons: dict[str, str]
-    asked_mhz: dict[str, int | None]
-    asked_limit_w: dict[str, float | None]
-    leased: bool
-    admit_low_priority: bool
-    actuator: Status | None
-    idle_w: float | None
-    idle_source: str | None
-    books: Books
-    samples: int
-    lost_samples: int
-    slow_calls: int
-    skipped_samples: int
-    skipped_turns: int
-    stalls: int
-    alarms: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 class PowerPlane:
     """Devices, telemetry, attribution and control of one engine. `devices` work on each step together (tensor
     parallel); their energy is added.
@@ -95,6 +72,7 @@ class PowerPlane:
     `actuator`: a `PowerdClient`, or `None`: simulated devices then get an actuator in this process, real ones are
     only observed. `pace`: the engine runs at its own speed and is to be slowed as the simulated clock says; `False`
     when the steps' times already come from the twin. `idle_w`: the operator's idle power of all devices together.
+    `throttle`: what may lower the engine's token budget.
     `socket_path`: where the actuator in this process listens, so that `gridserve power` reaches it as it reaches
     `powerd`. `on_settled` is called with the final figure of each request, from the telemetry or the engine's thread.
     """
@@ -111,6 +89,7 @@ class PowerPlane:
         grid: Callable[[], GridSignal | None] = lambda: None,
         pool: Pool = Pool.HIGH,
         row: RowControl | None = None,
+        throttle: EngineThrottle | None = None,
         idle_w: float | None = None,
         pace: bool = True,
         clock: Clock = time.monotonic,
@@ -165,6 +144,7 @@ class PowerPlane:
             actuator,
             mode=mode,
             row=row,
+            throttle=throttle,
             clock=clock,
             policy_revision=policy_revision,
             on_audit=on_audit,
@@ -242,6 +222,11 @@ class PowerPlane:
             if isinstance(device, OwnsProcesses):
                 device.own(pids)
 
+    def set_engine_size(self, max_running: int, max_step_tokens: int) -> None:
+        """What the engine has room for, once it has started and knows."""
+        with self._lock:
+            self._tracker.max_running, self._tracker.max_step_tokens = max_running, max_step_tokens
+
     def set_queue(self, waiting: int) -> None:
         """How many requests the scheduler has not started yet."""
         with self._lock:
@@ -303,6 +288,7 @@ class PowerPlane:
             asked_limit_w={gpu.info.uuid: gpu.asked.power_limit_w for gpu in controller.gpus},
             leased=controller.leased,
             admit_low_priority=controller.admit_low_priority,
+            step_tokens=controller.throttle.step_tokens,
             actuator=self._local.status() if self._local is not None else None,
             idle_w=idle_w,
             idle_source=idle_source,
@@ -319,30 +305,7 @@ class PowerPlane:
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges under their Prometheus names, labels in braces."""
-        status = self.status()
-        books = status.books
-        found = {
-            'gridserve_energy_joules_total{phase="prefill"}': books.prefill_j,
-            'gridserve_energy_joules_total{phase="decode"}': books.decode_j,
-            'gridserve_energy_joules_total{phase="request_idle"}': books.request_idle_j,
-            'gridserve_energy_joules_total{phase="idle"}': books.idle_j,
-            'gridserve_energy_joules_total{phase="unattributed"}': books.unattributed_j,
-            "gridserve_energy_counter_joules_total": books.counter_j,
-            "gridserve_energy_estimated_joules_total": books.estimated_j,
-            "gridserve_energy_closure_error_joules": books.closure_error_j,
-            "gridserve_energy_counter_resets_total": books.counter_resets,
-            "gridserve_energy_gaps_total": books.gaps,
-            "gridserve_energy_stuck_total": books.stuck,
-            "gridserve_energy_foreign_samples_total": books.foreign_samples,
-            "gridserve_energy_dropped_steps_total": books.dropped_steps,
-            "gridserve_power_samples_total": status.samples,
-            "gridserve_power_lost_samples_total": status.lost_samples,
-            "gridserve_power_slow_calls_total": status.slow_calls,
-            "gridserve_power_controller_stalls_total": status.stalls,
-        }
-        for outcome, count in self.controller.outcomes.items():
-            found[f'gridserve_power_actuations_total{{outcome="{outcome}"}}'] = count
-        return {name: float(value) for name, value in found.items()}
+        return metrics_of(self.status(), self.controller.outcomes)
 
     def _engine_view(self, now_s: float) -> EngineView | None:
         with self._lock:

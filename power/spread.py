@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 SMALLEST_W = 1e-3
 
@@ -21,13 +22,8 @@ class Interval:
     foreign: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The part of a step that lies in an interval, and its expected power, W."""
-
-    start_s: float
-    end_s: float
-    expected_w: float
+Piece = tuple[float, float, float]
+"""The part of a step that lies in an interval: its start and end, s, and the power expected of it, W."""
 
 
 def spread(interval: Interval, pieces: list[Piece]) -> list[float]:
@@ -64,19 +60,22 @@ def integral(interval: Interval) -> float:
 
 def _spread_span(left: float, right: float, watts: float, pieces: list[Piece], first: int, joules: list[float]) -> int:
     """Add the joules of one span to its pieces; returns the first piece that goes on after it."""
-    cells, covered_s, expected_j, index = [], 0.0, 0.0, first
-    while index < len(pieces) and pieces[index].start_s < right:
-        piece = pieces[index]
-        seconds = min(piece.end_s, right) - max(piece.start_s, left)
+    cells, covered_s, expected_j, index = list[float](), 0.0, 0.0, first
+    for begin, end, expected_w in islice(pieces, first, None):
+        if begin >= right:
+            break
+        seconds = (right if end > right else end) - (left if begin < left else begin)
+        expected = 0.0
         if seconds > 0.0:
-            cells.append((index, seconds * piece.expected_w))
+            expected = seconds * expected_w
             covered_s += seconds
-            expected_j += seconds * piece.expected_w
-        if piece.end_s > right:
+            expected_j += expected
+        cells.append(expected)
+        if end > right:
             break
         index += 1
     if expected_j > 0.0:
-        unit = watts * covered_s / expected_j
-        for found, expected in cells:
-            joules[found] += expected * unit
+        here_j = watts * covered_s
+        for found, expected in enumerate(cells, first):
+            joules[found] += here_j * (expected / expected_j)
     return index

@@ -22,7 +22,10 @@ SLOW_CALL_S = 0.5
 
 @dataclass(slots=True)
 class _Seen:
+    """`quick`: newer power and energy than those of the full `reading`; joined when somebody asks."""
+
     reading: Reading | None = None
+    quick: Reading | None = None
     looked_s: float = float("-inf")
     error: str | None = None
 
@@ -80,8 +83,15 @@ class Telemetry:
         """The latest reading of a device, `None` when the last look is a second ago or the device is lost."""
         with self._lock:
             seen = self._seen[uuid]
-            fresh = self._clock() - seen.looked_s <= STALE_S
-            return seen.reading if fresh else None
+            if self._clock() - seen.looked_s > STALE_S:
+                return None
+            quick = seen.quick
+            if quick is not None and seen.reading is not None:
+                seen.reading = replace(
+                    seen.reading, time_s=quick.time_s, power_w=quick.power_w, energy_j=quick.energy_j
+                )
+                seen.quick = None
+            return seen.reading
 
     def error(self, uuid: str) -> str | None:
         """Why the device cannot be read now."""
@@ -91,23 +101,25 @@ class Telemetry:
     def _look(self, device: PowerDevice, *, full: bool) -> Reading | None:
         seen = self._seen[device.info.uuid]
         before = self._clock()
+        full = full or seen.reading is None
         try:
-            reading = device.read() if full or seen.reading is None else device.sample()
+            reading = device.read() if full else device.sample()
         except DeviceError as error:
             with self._lock:
                 first = seen.error is None
-                seen.reading, seen.error = None, str(error)
+                seen.reading, seen.quick, seen.error = None, None, str(error)
             if first and self._on_alarm is not None:
                 self._on_alarm(f"{device.info.name}: {error}")
             return None
-        if self._clock() - before > SLOW_CALL_S:
+        now = self._clock()
+        if now - before > SLOW_CALL_S:
             self.slow_calls += 1
         with self._lock:
-            if not full and seen.reading is not None:
-                reading = replace(
-                    seen.reading, time_s=reading.time_s, power_w=reading.power_w, energy_j=reading.energy_j
-                )
-            seen.reading, seen.looked_s, seen.error = reading, self._clock(), None
+            seen.looked_s, seen.error = now, None
+            if full:
+                seen.reading, seen.quick = reading, None
+            else:
+                seen.quick = reading
         return reading
 
     def _full(self, device: PowerDevice) -> Reading:

@@ -39,6 +39,26 @@ class WorkShare:
     kv_tokens_read: int
 
 
+@dataclass(slots=True)
+class Weighed:
+    """The weights of a step's requests in their order: `prefill[i]` (`None`: no prompt in the step) and
+    `decode[i] * factor + fixed`. `by_context`: each draws one token, and `decode` are their contexts.
+
+    Not frozen, as one is made for every step: freezing costs as much as all the rest."""
+
+    prefill: list[float] | None
+    decode: Sequence[float]
+    factor: float
+    fixed: float
+    total: float
+    by_context: bool = False
+
+    def later(self, steps: int) -> Weighed:
+        """The weights so many steps on, when each request has read one token more with every step."""
+        growth = steps * self.factor
+        return Weighed(None, self.decode, self.factor, self.fixed + growth, self.total + growth * len(self.decode))
+
+
 @dataclass(frozen=True, slots=True)
 class WorkModel:
     """Relative cost (joules up to a common factor) of a token's FLOPs, of a query-key pair, of a cached token read
@@ -60,6 +80,20 @@ class WorkModel:
             kv_cost=shape.kv_bytes_per_token * byte_j,
             weights_cost=shape.streamed_bytes * byte_j,
         )
+
+    def weigh(self, work: Sequence[Share]) -> Weighed:
+        """The weights of a step in columns, as `weights` has them one by one. A step in which every request draws one
+        token, as most do, costs a fraction of that: its decode weights are linear in the context."""
+        count = len(work)
+        # Zero for a share that is one drawn token and no prompt.
+        if not any([share.prefill_tokens or share.decode_tokens - 1 for share in work]):  # noqa: C419  a list is quicker
+            contexts = [share.kv_tokens_read for share in work]
+            cached = self.kv_cost + self.pair_cost
+            fixed = self.token_cost + self.weights_cost / count if count else 0.0
+            return Weighed(None, contexts, cached, fixed, cached * sum(contexts) + fixed * count, by_context=True)
+        rows = self.weights(work)
+        prefill, decode = [row[1] for row in rows], [row[2] for row in rows]
+        return Weighed(prefill if any(prefill) else None, decode, 1.0, 0.0, sum(prefill) + sum(decode))
 
     def weights(self, work: Sequence[Share]) -> list[tuple[str, float, float]]:
         """For each share `(request id, prefill weight, decode weight)`."""

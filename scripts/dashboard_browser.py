@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
@@ -88,23 +89,26 @@ def dashboard(api: str, inference: str, token: str, *more: str, port: int | None
         yield link
 
 
+def renice(processes: list[psutil.Process], nice: int) -> None:
+    """Every thread of them; what they start later inherits it."""
+    for one in processes:
+        for thread in one.threads():
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, thread.id, nice)
+
+
 @contextlib.contextmanager
-def browser(*, leftover: bool = False) -> Iterator[Browser]:
-    """Raises `RuntimeError` where there is none. `leftover`: it runs on processor time that nobody else wants
-    (SCHED_IDLE), as good as on another machine while there is enough of that."""
+def browser(nice: int | None = None) -> Iterator[Browser]:
+    """Raises `RuntimeError` where there is none. `nice`: of the browser alone; 19 leaves it the processor time that
+    nobody else wants, which is as good as on another machine while there is enough of that."""
     path = chromium_path()
     if path is None:
         raise RuntimeError("no Chromium found; install the package `chromium` or set CHROMIUM")
-    with contextlib.ExitStack() as stack:
-        if leftover:
-            # Inherited by the driver and the browser that it starts.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        try:
-            playwright = stack.enter_context(sync_playwright())
-            chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        finally:
-            if leftover:
-                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        if nice is not None:
+            renice([child for child in psutil.Process().children(recursive=True) if child.pid not in before], nice)
         try:
             yield chromium
         finally:

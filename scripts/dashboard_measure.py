@@ -5,8 +5,9 @@
 
 `browser` measures against an emulated admin API, whose series are full from the start. `inference` starts a server on
 the CPU with a simulated device and the embedded model; rounds without and with sessions take turns. Its browser, which
-in operation runs on the operators' machines, gets only processor time that nobody else wants; `frames_per_s` shows that
-the pages tick all the same. One JSON object is printed. Run it on a machine that does nothing else.
+in operation runs on the operators' machines, gets only processor time that nobody else wants (`--browser-nice`);
+`--undrawn` takes the drawing out too. `frames_per_s` shows whether the pages tick all the same. One JSON object is
+printed. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import psutil
 from dashboard_browser import at, browser, dashboard, emulated_api, outside
 from live_server import SIMULATED, LiveServer
 from numpy.typing import NDArray
@@ -37,6 +40,26 @@ Latencies = NDArray[np.float64]
 def metrics(session: CDPSession) -> dict[str, float]:
     session.send("HeapProfiler.collectGarbage")
     return {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+
+
+class CpuShare:
+    """Processor time of the dashboard's process, in cores, since this was made."""
+
+    def __init__(self, link: str) -> None:
+        port = urlsplit(link).port
+        (self._process,) = (
+            child
+            for child in psutil.Process().children(recursive=True)
+            if any(at.laddr.port == port and at.status == psutil.CONN_LISTEN for at in child.net_connections())
+        )
+        self._spent_s, self._began_s = self._total_s(), time.monotonic()
+
+    def _total_s(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+    def __call__(self) -> float:
+        return round((self._total_s() - self._spent_s) / (time.monotonic() - self._began_s), 3)
 
 
 def first_paint(chromium: Browser, link: str) -> float:
@@ -62,13 +85,14 @@ def measure_browser(chromium: Browser, link: str, seconds: float) -> dict[str, A
     # CPU time of the main thread, so that what else the machine does is not counted.
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.wait_for_timeout(8000)
-    samples, at_s = [metrics(session)], [time.monotonic()]
+    samples, at_s, cpu = [metrics(session)], [time.monotonic()], CpuShare(link)
     for _ in range(10):
         page.wait_for_timeout(seconds * 100)
         samples.append(metrics(session))
         at_s.append(time.monotonic())
     first, last = samples[0], samples[-1]
     busy = (last["TaskDuration"] - first["TaskDuration"]) / (at_s[-1] - at_s[0])
+    cpu_share = cpu()
     heap_mb = [each["JSHeapUsedSize"] / 1e6 for each in samples]
     ranges = [long_range(page) for _ in range(3)]
     context.close()
@@ -76,6 +100,7 @@ def measure_browser(chromium: Browser, link: str, seconds: float) -> dict[str, A
         "seconds": seconds,
         "first_useful_paint_s": {"first": round(paints[0], 2), "later": [round(each, 2) for each in paints[1:]]},
         "main_thread_cpu_share": round(busy, 3),
+        "dashboard_process_cpu_share": cpu_share,
         "heap_mb": [round(each, 1) for each in heap_mb],
         "heap_mb_per_10_min": round(float(np.polyfit(at_s, heap_mb, 1)[0]) * 600, 2),
         "dom_nodes": [int(first["Nodes"]), int(last["Nodes"])],
@@ -141,11 +166,14 @@ window.WebSocket = class extends window.WebSocket {
 class Sessions:
     """Three browser tabs: on the overview between `open` and `close`, on an empty page otherwise."""
 
-    def __init__(self, chromium: Browser, link: str) -> None:
+    def __init__(self, chromium: Browser, link: str, drawn: bool) -> None:
         self._link = at(link, "overview")
+        self._sign = CANVAS if drawn else "[data-testid=stMetricValue]"
         self.pages: list[Page] = []
         for _ in range(3):
             page = chromium.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+            if not drawn:
+                page.route("**/EChartsChart*.js", lambda route: route.abort())
             page.add_init_script(COUNT_FRAMES)
             self.pages.append(page)
 
@@ -153,7 +181,7 @@ class Sessions:
         for page in self.pages:
             page.goto(self._link)
         for page in self.pages:
-            page.locator(CANVAS).first.wait_for(timeout=60_000)
+            page.locator(self._sign).first.wait_for(timeout=60_000)
         time.sleep(2)
 
     def close(self) -> None:
@@ -166,14 +194,16 @@ class Sessions:
         return sum(int(page.evaluate("window.framesSeen")) for page in self.pages)
 
 
-def measure_inference(chromium: Browser, link: str, url: str, requests: int, rounds: int) -> dict[str, Any]:
+def measure_inference(
+    chromium: Browser, link: str, url: str, requests: int, rounds: int, drawn: bool
+) -> dict[str, Any]:
     """Rounds without and with sessions, in the order ABBA..., so that a drift of the machine hits both."""
     latencies(url, 10)
-    sessions = Sessions(chromium, link)
+    sessions = Sessions(chromium, link, drawn)
     sessions.open()
-    before, began = sessions.frames(), time.monotonic()
+    before, began, cpu = sessions.frames(), time.monotonic(), CpuShare(link)
     time.sleep(5)
-    idle_rate = (sessions.frames() - before) / (time.monotonic() - began)
+    idle_rate, cpu_share = (sessions.frames() - before) / (time.monotonic() - began), cpu()
     found: dict[bool, list[float]] = {False: [], True: []}
     rates = []
     is_open = True
@@ -188,12 +218,14 @@ def measure_inference(chromium: Browser, link: str, url: str, requests: int, rou
             rates.append((sessions.frames() - before) / (time.monotonic() - began))
     alone, beside = np.array(found[False]), np.array(found[True])
     return {
+        "browsers_draw_charts": drawn,
         "requests_each_way": len(alone),
         "p50_ms": [round(1000 * float(np.median(each)), 1) for each in (alone, beside)],
         "p95_ms": [round(1000 * float(np.percentile(each, 95)), 1) for each in (alone, beside)],
         "p50_change": round(float(np.median(beside) / np.median(alone)) - 1, 4),
         "p95_change": round(float(np.percentile(beside, 95) / np.percentile(alone, 95)) - 1, 4),
         "p95_change_90_percent_interval": interval(alone, beside),
+        "dashboard_process_cpu_share": cpu_share,
         "frames_per_s": {"without_requests": round(idle_rate, 1), "with_requests": [round(each, 1) for each in rates]},
     }
 
@@ -214,6 +246,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--requests", type=int, default=60, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--browser-nice", type=int, default=19, help="of the browser with inference (%(default)s)")
+    parser.add_argument(
+        "--undrawn", action="store_true", help="the browser gets all of the charts' data and draws none of them"
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "date": time.strftime("%F")}
@@ -226,8 +262,10 @@ def main() -> None:
         else:
             live = stack.enter_context(server(arguments.model))
             link = stack.enter_context(dashboard(live.admin, live.url, TOKEN))
-            chromium = stack.enter_context(browser(leftover=True))
-            found |= measure_inference(chromium, link, live.url, arguments.requests, arguments.rounds)
+            chromium = stack.enter_context(browser(arguments.browser_nice))
+            found |= measure_inference(
+                chromium, link, live.url, arguments.requests, arguments.rounds, not arguments.undrawn
+            )
     print(json.dumps(found, indent=2))
 
 

@@ -178,7 +178,7 @@ def surge(twin: Twin, *, controlled: bool) -> tuple[list[float], list[float], li
     now = [0.0]
     devices = [SimulatedDevice(twin, ordinal=ordinal, clock=lambda: now[0], exact_sensor=True) for ordinal in range(8)]
     pools = [Pool.HIGH if ordinal < 4 else Pool.LOW for ordinal in range(8)]
-    control = RowControl(ROW_W, RowBudget(reaction_s=0.5, relax_dwell_s=2.0), t2=0.89)
+    control = RowControl(ROW_W, RowBudget(reaction_s=0.5, relax_dwell_s=2.0), t2=0.89, meter_s=0.0)
     times, power, states, low, high = [], [], [], [], []
     top = twin.gpu.clock_max_mhz
     while now[0] < 60.0:

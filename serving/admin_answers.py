@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from power.messages import Actuation
-from power.plane import PlaneStatus, PowerPlane
+from power.plane import PowerPlane
+from power.plane_status import PlaneStatus
 from power.quantities import Method, weakest
 from serving import admin_schema as schema
 from serving.admin_answers_carbon import intensity_of
@@ -49,6 +50,8 @@ def _engine(context: AdminContext) -> schema.EngineState:
         weight_format=info.weight_format,
         max_model_len=info.max_model_len,
         max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        token_budget=stats.token_budget if stats else None,
         running=stats.running if stats else None,
         waiting=stats.waiting if stats else None,
         kv_blocks_used=stats.kv_blocks_used if stats else None,
@@ -85,6 +88,7 @@ def _power(power: PowerPlane, status: PlaneStatus) -> schema.PowerState:
         governor=status.governor,
         leased=status.leased,
         admit_low_priority=status.admit_low_priority,
+        step_tokens=status.step_tokens,
         idle_w=status.idle_w,
         idle_source=status.idle_source,
         devices=[_device(power, status, number) for number in range(len(power.devices))],

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from power.plane import PlaneStatus, PowerPlane
+from power.plane import PowerPlane
+from power.plane_status import PlaneStatus
 from serving import control_catalogue as catalogue
 from serving.admin_context import AdminContext
 from serving.energy_totals import JOULE_BUCKETS

@@ -15,7 +15,7 @@ from power.controller import Mode
 from power.governors import GridSignal
 from power.model_shape import ModelShape
 from serving.alarms import AlarmBoard
-from serving.planes import power_in_force, row_of, slo_of, steered_governor, twin_of
+from serving.planes import power_in_force, row_of, slo_of, steered_governor, throttle_of, twin_of
 from serving.planes_carbon import GridView, SteeredCarbonPlane, build_carbon, build_chain, carbon_settings, same_feeds
 from serving.policy.carbon_section import Carbon
 from serving.policy.effective import Effective
@@ -121,6 +121,8 @@ class PlaneMover:
                 before.carbon_follow,
             ):
                 controller.row = row_of(section, governor)
+                controller.set_pools(section.row_budget.low_priority_gpus if section.row_budget is not None else ())
+            controller.throttle.policy = throttle_of(section)
             self._power_section = section
         controller.policy_revision = policy.short_revision
         mode = Mode(wanted.mode)

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.client_protocol import EngineClientProtocol
 from power.client import ActuatorUnavailableError, PowerdClient
 from power.messages import HoldStatus, Status
-from power.plane import PlaneStatus
+from power.plane_status import PlaneStatus
 from serving.control_plane import ControlPlane
 from serving.energy_totals import EnergyTotals
 from serving.latency_window import LatencyWindow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from serving.ledger.telemetry import SeriesSpec
 
@@ -79,8 +80,9 @@ class LiveSeries:
 
     def data(self, name: str, since_unix_s: float, until_unix_s: float, points: int) -> Bucketed:
         """At most `points` buckets of `[since, until)`. Raises `KeyError` for a series there is not."""
-        ring = list(self._rings[name])
-        inside = [(at, value) for at, value in ring if since_unix_s <= at < until_unix_s]
+        # From the newest back: a dashboard asks each second for the last few.
+        newest_first = takewhile(lambda point: point[0] >= since_unix_s, reversed(self._rings[name]))
+        inside = [point for point in newest_first if point[0] < until_unix_s][::-1]
         width_s = (until_unix_s - since_unix_s) / points
         if width_s <= self.step_s:
             return self._with_gaps(inside)

@@ -17,7 +17,9 @@ from power.governors import (
     Governor,
     GridSignal,
     PhaseAwareGovernor,
+    PrefillThrottle,
     RowBudget,
+    RowTrim,
     Slo,
     SloSlackGovernor,
     Stability,
@@ -29,6 +31,7 @@ from power.plane import PowerPlane
 from power.profile import load_engine, load_profile, profile_names
 from power.row import RowControl
 from power.simulated import SimulatedDevice
+from power.throttle import EngineThrottle
 from power.twin import Twin
 from serving.policy.effective import Effective
 from serving.policy.model import Policy
@@ -76,7 +79,7 @@ def build_power(
     power = spec.power if spec is not None else Power()
     follow = steered_governor(power, twin_of(devices[0], shape))
     actuator: ActuatorPort | None = PowerdClient(powerd_socket) if powerd_socket is not None else None
-    return PowerPlane(
+    plane = PowerPlane(
         devices,
         shape=shape,
         governor=follow,
@@ -85,6 +88,7 @@ def build_power(
         slo=slo_of(policy),
         grid=grid,
         row=row_of(power, follow),
+        throttle=EngineThrottle(throttle_of(power)),
         # The engine is slowed by its own executor, so its steps already take as long as the simulated clock says.
         pace=False,
         max_running=max_running,
@@ -93,6 +97,8 @@ def build_power(
         on_audit=on_audit,
         on_alarm=on_alarm,
     )
+    plane.controller.set_pools(power.row_budget.low_priority_gpus if power.row_budget is not None else ())
+    return plane
 
 
 def twin_of(device: PowerDevice, shape: ModelShape) -> Twin:
@@ -110,13 +116,21 @@ def row_of(power: Power, governor: Governor) -> RowControl | None:
     row = power.row_budget
     if row is None:
         return None
+    rule = RowTrim if row.rule == "proportional" else RowBudget
     return RowControl(
         row.watts,
-        RowBudget(t1=row.t1, hysteresis=row.hysteresis, reaction_s=row.reaction_s, relax_dwell_s=row.relax_dwell_s),
+        rule(t1=row.t1, hysteresis=row.hysteresis, reaction_s=row.reaction_s, relax_dwell_s=row.relax_dwell_s),
         t2=None if row.t2 == "auto" else row.t2,
         carbon=governor if isinstance(governor, CarbonFollow) else None,
         min_history_s=row.min_history_s,
+        meter_s=row.meter_s,
     )
+
+
+def throttle_of(power: Power) -> PrefillThrottle | None:
+    """What may lower the engine's token budget; the clock band's lower end is the clocks' floor."""
+    section = power.prefill_throttle
+    return PrefillThrottle(**section.model_dump(), floor_mhz=power.clock_mhz.min) if section is not None else None
 
 
 def steered_governor(power: Power, twin: Twin) -> Governor:

@@ -13,6 +13,7 @@ from traces.simulate_policy import (
     RowSettings,
     SimulationPolicy,
     SloSettings,
+    ThrottleSettings,
 )
 
 
@@ -35,7 +36,7 @@ def translated(policy: Policy, *, power: Power | None = None, directives: bool =
 
 
 def _simulated(policy: Policy, power: Power, directives: DirectiveSettings | None) -> SimulationPolicy:
-    follow = power.carbon_follow
+    follow, throttle = power.carbon_follow, power.prefill_throttle
     return SimulationPolicy(
         name=policy.metadata.name,
         governor=power.governor,
@@ -48,6 +49,7 @@ def _simulated(policy: Policy, power: Power, directives: DirectiveSettings | Non
         carbon_follow=CarbonFollowSettings(**follow.model_dump()) if follow is not None else None,
         directives=directives,
         row=_row(power),
+        throttle=ThrottleSettings(**throttle.model_dump()) if throttle is not None else None,
     )
 
 
@@ -63,6 +65,8 @@ def _row(power: Power) -> RowSettings | None:
         reaction_s=budget.reaction_s,
         relax_dwell_s=budget.relax_dwell_s,
         min_history_s=budget.min_history_s,
+        rule=budget.rule,
+        meter_s=budget.meter_s,
     )
 
 

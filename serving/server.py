@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from engine.checkpoint import open_checkpoint
 from engine.client import EngineClient
 from engine.client_protocol import EngineInfo
+from power.throttle import LimitEngine
 from serving.admin_api import create_admin_app
 from serving.admin_context import AdminContext
 from serving.composition import Parts, build_parts, serve_with, served_shape, sweep_requests
@@ -82,10 +83,13 @@ async def _serve_on(
     background: list[asyncio.Task[None]] = []
     try:
         if steering.power is not None:
+            steering.power.controller.throttle.limit_engine = _limiter(engine)
             steering.power.start()
         await parts.control.start()
         text = ModelText(await asyncio.to_thread(checkpoint.load_tokenizer))
         info = await starting
+        if steering.power is not None:
+            steering.power.set_engine_size(info.max_num_seqs, info.max_num_batched_tokens)
         service, context = serve_with(parts, engine, text)
         await _take_up(parts, context)
         app = create_app(service, options.api)
@@ -106,6 +110,17 @@ async def _serve_on(
         await asyncio.gather(*(one.server.serve([one.socket]) for one in servers))
     finally:
         await _stop(parts, starting, background, engine)
+
+
+def _limiter(engine: EngineClient) -> LimitEngine:
+    """Passes limits on from the controller's thread; called on the event loop's."""
+    loop = asyncio.get_running_loop()
+
+    def limit(tokens: int | None, seconds: float) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the engine with it
+            loop.call_soon_threadsafe(lambda: engine.set_limits(token_budget=tokens, for_s=seconds))
+
+    return limit
 
 
 class _Listening:

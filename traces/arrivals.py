@@ -48,16 +48,23 @@ def gamma_shape(interarrival_cv: float) -> float:
 
 
 def hourly_windows(
-    rates_rps: Sequence[float], duration_s: float, interarrival_cv: float = 1.0, start_s: float = 0.0
+    rates_rps: Sequence[float],
+    duration_s: float,
+    interarrival_cv: float = 1.0,
+    start_s: float = 0.0,
+    period_s: float = SECONDS_AN_HOUR,
 ) -> Iterator[RateWindow]:
-    """One window for each hour from `start_s` (seconds of the day) on; the list of rates repeats from its start."""
+    """One window for each hour from `start_s` (seconds of the day) on; the list of rates repeats from its start.
+
+    `period_s`: how long each rate lasts; less than an hour compresses the day, and makes its ramps steeper.
+    """
     if not rates_rps:
         raise ValueError("rates by hour: give at least one rate")
     shape = gamma_shape(interarrival_cv)
     at_s = 0.0
     while at_s < duration_s:
-        hour = int((start_s + at_s) // SECONDS_AN_HOUR)
-        end_s = min(duration_s, (hour + 1) * SECONDS_AN_HOUR - start_s)
+        hour = int((start_s + at_s) // period_s)
+        end_s = min(duration_s, (hour + 1) * period_s - start_s)
         yield RateWindow(at_s, end_s, rates_rps[hour % len(rates_rps)], "gamma", shape)
         at_s = end_s
 

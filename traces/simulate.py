@@ -114,8 +114,6 @@ class _Run:
         self.tick_s = 0.0
         self.last_request_s = 0.0
         self.next_sample_s = settings.sample_s
-        self.next_row_s = 0.0
-        self.row_energy_j = self.row_time_s = 0.0
         self.sampled = (0.0, 0.0, 0.0, 0)
         self.sample_arrivals = 0
         self.warm = (0.0, 0.0)
@@ -237,14 +235,9 @@ class _Run:
         ]
 
     def _watch_row(self) -> None:
-        if self.row is None or self.tick_s < self.next_row_s:
-            return
-        energy_j = self.cluster.energy_j
-        seconds = self.tick_s - self.row_time_s
-        power_w = (energy_j - self.row_energy_j) / seconds
-        self.row_energy_j, self.row_time_s = energy_j, self.tick_s
-        self.next_row_s = self.tick_s + self.row.settings.telemetry_s
-        self.row.look(self.tick_s, power_w, self.grid.signal(self.tick_s) if self.grid is not None else None)
+        if self.row is not None:
+            grid = self.grid.signal(self.tick_s) if self.grid is not None else None
+            self.row.watch(self.tick_s, self.cluster.energy_j, grid)
 
     def _sample(self) -> None:
         cluster = self.cluster

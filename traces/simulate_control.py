@@ -12,49 +12,71 @@ from power.governors import CarbonFollow, GridSignal, Pool, RowDecision, Slo
 from power.governors.row_budget import RowObservation
 from power.row import RowControl
 from power.telemetry import Telemetry
+from power.throttle import EngineThrottle
 from traces.simulate_policy import RowSettings, SimulationPolicy
 from traces.simulate_server import SimulatedServer
 from traces.virtual_clock import VirtualClock
 
 LEASE_S = 60.0
+_TICK_ERROR_S = 1e-6
 _NO_LOAD = RowObservation(0.0, 0.0, 1.0, 1.0)
 
 
 class SharedRow(RowControl):
     """One row's decision, worked out once each turn from the power of all servers and taken by every controller.
 
-    Decisions reach the controllers `control_delay_s` late. With `capping` off it only counts.
+    Decisions reach the controllers `control_delay_s` late. With `capping` off it only counts. Whatever the policy's own
+    telemetry, peak and time over budget are those of a meter that reads the mean of every `meter_s`.
     """
 
     def __init__(self, settings: RowSettings, carbon: CarbonFollow | None = None) -> None:
         super().__init__(
-            settings.budget_w, settings.rules, t2=settings.t2, carbon=carbon, min_history_s=settings.min_history_s
+            settings.budget_w,
+            settings.rules,
+            t2=settings.t2,
+            carbon=carbon,
+            min_history_s=settings.min_history_s,
+            meter_s=settings.meter_s,
         )
         self.settings = settings
         self.over_budget_s = 0.0
         self.peak_share = 0.0
         self.state_s: dict[str, float] = {}
         self._pending: deque[tuple[float, RowDecision]] = deque()
-        self._in_force: RowDecision | None = None
+        self._decided: RowDecision | None = None
+        self._telemetry = (0.0, 0.0)
+        self._judged = (0.0, 0.0)
 
-    def look(self, time_s: float, power_w: float, grid: GridSignal | None) -> None:
+    def watch(self, time_s: float, energy_j: float, grid: GridSignal | None) -> None:
+        """The row's energy counter at a turn of the loop; telemetry and meter read it when their time has come."""
+        since_s, before_j = self._judged
+        if (seconds := time_s - since_s) >= self.settings.meter_s - _TICK_ERROR_S:
+            self._judged = (time_s, energy_j)
+            share = (energy_j - before_j) / seconds / self.budget_w
+            self.peak_share = max(self.peak_share, share)
+            if share >= 1.0:
+                self.over_budget_s += seconds
+        since_s, before_j = self._telemetry
+        if (seconds := time_s - since_s) >= self.settings.telemetry_s - _TICK_ERROR_S:
+            self._telemetry = (time_s, energy_j)
+            self._look(time_s, (energy_j - before_j) / seconds, seconds, grid)
+
+    def _look(self, time_s: float, power_w: float, seconds: float, grid: GridSignal | None) -> None:
         """A telemetry sample of the whole row."""
-        settings = self.settings
+        if time_s < self.settings.start_s:
+            self.estimator.released(time_s)
         decision = RowControl.decide(self, time_s, power_w, grid)
-        self._pending.append((time_s + settings.control_delay_s, decision))
-        self.peak_share = max(self.peak_share, power_w / self.budget_w)
-        if power_w > self.budget_w:
-            self.over_budget_s += settings.telemetry_s
+        self._pending.append((time_s + self.settings.control_delay_s, decision))
         name = decision.state.name
-        self.state_s[name] = self.state_s.get(name, 0.0) + settings.telemetry_s
+        self.state_s[name] = self.state_s.get(name, 0.0) + seconds
 
     def decide(self, time_s: float, power_w: float | None, grid: GridSignal | None) -> RowDecision:
         """The decision in force now; what one controller knows of power is not the row's."""
         while self._pending and self._pending[0][0] <= time_s:
-            self._in_force = self._pending.popleft()[1]
-        if self._in_force is None or not self.settings.capping:
+            self._decided = self._pending.popleft()[1]
+        if self._decided is None or not self.settings.capping:
             return self.policy.decide(_NO_LOAD)
-        return self._in_force
+        return self._decided
 
     def figures(self) -> dict[str, object]:
         return {
@@ -86,7 +108,7 @@ class ServerControl:
         self._port = LocalActuator(self._actuator, holder="simulation", ttl_s=LEASE_S)
         self.telemetry = Telemetry([gpu], lambda sample, foreign: None, clock=clock)
         self.telemetry.tick()
-        view = server.view
+        view, scheduler = server.view, server.scheduler
         self.controller = Controller(
             [GpuControl(gpu.info, policy.make_governor(gpu.twin), pool)],
             self.telemetry,
@@ -94,6 +116,7 @@ class ServerControl:
             self._port,
             mode=Mode.ENFORCE,
             row=row,
+            throttle=EngineThrottle(policy.make_throttle(), lambda tokens, _: scheduler.set_token_budget(tokens)),
             clock=clock,
             policy_revision=policy.name,
         )

@@ -6,7 +6,7 @@ Only the arithmetic is replaced; rules, caution and pacing are `power.governors`
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -56,8 +56,13 @@ class QuickSloSlack(SloSlackGovernor):
 class QuickPhaseAware(PhaseAwareGovernor):
     """`PhaseAwareGovernor` whose decode clock is found by `QuickSloSlack`."""
 
+    _decoding: SloSlackGovernor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_decoding", QuickSloSlack(self.twin, self.bounds, self.stability))
+
     def decode_governor(self) -> SloSlackGovernor:
-        return QuickSloSlack(self.twin, self.bounds, self.stability)
+        return self._decoding
 
 
 def numbers_of(twin: object) -> Numbers:

@@ -12,11 +12,14 @@ from power.governors import (
     CarbonFollow,
     DefaultGovernor,
     Governor,
+    PrefillThrottle,
     RowBudget,
+    RowTrim,
     Slo,
     Stability,
     StaticGovernor,
 )
+from power.row import METER_S
 from power.twin import Twin
 
 GovernorName = Literal["default", "static", "slo_slack", "phase_aware"]
@@ -46,6 +49,9 @@ class SloSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A power budget over all GPUs. `t2=None` learns it from the worst rise over `reaction_s` after `min_history_s`.
 
+    `rule`: POLCA's steps, or clocks in proportion to the excess over T2, with `trim` for fields of that rule.
+    `meter_s`: power is judged by its mean over this time, for every policy alike. `start_s`: rises before are the empty
+    servers of a simulation filling up, and teach nothing.
     `control_delay_s`: from a decision to its effect beyond the actuation latency (40 s for POLCA's out-of-band
     control, 0 in-band); `telemetry_s`: how often row power is looked at.
     """
@@ -60,13 +66,19 @@ class RowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     telemetry_s: float = 1.0
     min_history_s: float = 3600.0
     capping: bool = True
+    rule: Literal["steps", "proportional"] = "steps"
+    meter_s: float = METER_S
+    start_s: float = 0.0
+    trim: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.budget_w <= 0 or self.telemetry_s <= 0 or self.control_delay_s < 0:
-            raise ValueError("row: budget_w and telemetry_s must be above 0, control_delay_s at least 0")
+        if self.budget_w <= 0 or self.telemetry_s <= 0 or self.control_delay_s < 0 or self.meter_s <= 0:
+            raise ValueError("row: budget_w, telemetry_s and meter_s must be above 0, control_delay_s at least 0")
 
     @property
-    def rules(self) -> RowBudget:
+    def rules(self) -> RowBudget | RowTrim:
+        if self.rule == "proportional":
+            return RowTrim(self.t1, self.hysteresis, self.reaction_s, self.relax_dwell_s, **self.trim)
         return RowBudget(self.t1, self.hysteresis, self.reaction_s, self.relax_dwell_s)
 
 
@@ -87,6 +99,14 @@ class CarbonFollowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     steps: int = 5
 
 
+class ThrottleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fewer prompt tokens a step under the row's brake, once clocks are at their floor."""
+
+    min_step_tokens: int = 256
+    react_s: float = 1.0
+    relax_s: float = 5.0
+
+
 class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`clock_mhz`: of the static governor. `governor_options`, `stability`: overrides of the governor's own fields.
 
@@ -104,6 +124,7 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     carbon_follow: CarbonFollowSettings | None = None
     directives: DirectiveSettings | None = None
     row: RowSettings | None = None
+    throttle: ThrottleSettings | None = None
     servers: int | None = None
     router: RouterName = "spread"
 
@@ -139,12 +160,19 @@ class SimulationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             governor = CarbonFollow(governor, follow.floor_fraction, follow.budget_floor, follow.steps)
         return governor
 
+    def make_throttle(self) -> PrefillThrottle | None:
+        given = self.throttle
+        if given is None:
+            return None
+        return PrefillThrottle(given.min_step_tokens, given.react_s, given.relax_s, self.min_mhz)
+
     @property
     def controls(self) -> bool:
         """Whether anything is ever asked of the devices."""
         return (
             self.governor != "default"
             or self.row is not None
+            or self.throttle is not None
             or self.carbon_follow is not None
             or bool(self.max_mhz or self.power_limit_w)
         )

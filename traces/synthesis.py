@@ -82,7 +82,9 @@ class _Synthesis:
         spec = self._spec
         seeds = np.random.SeedSequence(spec.seed).spawn(2 + len(spec.classes))
         generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
-        windows = hourly_windows(spec.rates_rps, spec.duration_s, spec.interarrival_cv, self._start_s)
+        windows = hourly_windows(
+            spec.rates_rps, spec.duration_s, spec.interarrival_cv, self._start_s, spec.rates_period_s
+        )
         shares = np.cumsum([part.share for part in spec.classes])
         ids = _FreshIds()
         drawers = [

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from traces.arrivals import SECONDS_AN_HOUR
 from traces.lengths import LengthDistribution, distribution_from
 
 
@@ -76,7 +77,8 @@ class PromptClass:
 
 @dataclass(frozen=True, slots=True)
 class SynthesisSpec:
-    """`rates_rps`: one rate for each hour of the day, repeated; one entry is a constant rate."""
+    """`rates_rps`: one rate for each hour of the day, repeated; one entry is a constant rate. `rates_period_s`: how
+    long each of them lasts, for a day compressed in time."""
 
     name: str
     seed: int
@@ -86,10 +88,13 @@ class SynthesisSpec:
     interarrival_cv: float = 1.0
     started_at: datetime | None = None
     window_tokens: int | None = None
+    rates_period_s: float = SECONDS_AN_HOUR
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
             raise ValueError(f"duration_s must be above 0, got {self.duration_s:g}")
+        if not (math.isfinite(self.rates_period_s) and self.rates_period_s > 0):
+            raise ValueError(f"rates_period_s must be above 0, got {self.rates_period_s:g}")
         if not self.classes:
             raise ValueError("classes: give at least one prompt class")
         if not self.rates_rps or any(not (math.isfinite(rate) and rate >= 0) for rate in self.rates_rps):
@@ -102,6 +107,7 @@ _TOP = {
     "duration_s",
     "rate_rps",
     "rates_rps",
+    "rates_period_s",
     "classes",
     "interarrival_cv",
     "started_at",
@@ -153,6 +159,7 @@ def spec_from(tree: Any, folder: Path) -> SynthesisSpec:
         classes=[_class_from(part, f"classes[{index}]", folder) for index, part in enumerate(tree["classes"])],
         interarrival_cv=_number(tree.get("interarrival_cv", 1.0), "interarrival_cv"),
         started_at=started,
+        rates_period_s=_number(tree.get("rates_period_s", SECONDS_AN_HOUR), "rates_period_s"),
         window_tokens=None if tree.get("window_tokens") is None else _whole(tree["window_tokens"], "window_tokens"),
     )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import altair
 import pandas as pd
 import streamlit as st
 
 from dashboard import session, show
 from dashboard.views import experiments as view
 from dashboard.views.formats import plain
+
+if TYPE_CHECKING:
+    import altair
 
 MAX_NAMED = 12
 """With more runs than that names would lie on each other; the pointer still shows them."""
@@ -89,6 +92,9 @@ def scatter(runs: list[view.Run], axes: dict[str, str]) -> None:
 
 def pareto_chart(frame: pd.DataFrame, x: str, y: str) -> altair.LayerChart:
     """Points of all runs, a line through the front, and names where they find room."""
+    # Two seconds of a slow core: after the table is on the page.
+    import altair
+
     colours = session.colours()
     base = altair.Chart(frame).encode(
         x=altair.X("x:Q", title=x, scale=altair.Scale(zero=False, padding=30)),

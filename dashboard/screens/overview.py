@@ -9,11 +9,13 @@ from dashboard import session, show
 from dashboard.live_series import WINDOW_S
 from dashboard.snapshot import Snapshot
 from dashboard.views import overview as view
+from dashboard.views.charts import height_px
 from dashboard.views.formats import plain
 from dashboard.views.health import Level, verdict
 from dashboard.views.origin import aged
 
 RANGES = {"15 min": WINDOW_S, "1 h": 3600.0, "6 h": 21600.0, "24 h": 86400.0}
+CHART_DUE = "overview-chart-due"
 AHEAD = 1 / 5  # of the range, shown ahead of now for the forecast
 COLOURS = {Level.GOOD: "green", Level.WARNING: "orange", Level.BAD: "red"}
 SIGNS = {Level.GOOD: ":material/check_circle:", Level.WARNING: ":material/warning:", Level.BAD: ":material/error:"}
@@ -56,8 +58,14 @@ def tiles() -> None:
 
 @st.fragment(run_every=1.0)
 def live_chart(span_s: float) -> None:
+    """A tick after the tiles in a new session: two megabytes of the charts' scripts would hold those up in the browser
+    for about a second."""
     snapshot = session.snapshot()
-    if snapshot.state is not None:
+    if CHART_DUE not in st.session_state:
+        st.session_state[CHART_DUE] = True
+        with st.container(height=height_px(view.PANELS), border=False):
+            st.caption("Charts follow in a moment.")
+    elif snapshot.state is not None:
         draw(snapshot, session.live().frame(snapshot.state.now_unix_s), span_s)
 
 

@@ -69,8 +69,8 @@ class Panel:
     whole: bool = False
 
 
-def height_px(panels: Sequence[Panel], panel_px: int = PANEL_PX) -> int:
-    return TOP_PX + len(panels) * panel_px + (len(panels) - 1) * GAP_PX + BOTTOM_PX
+def height_px(panels: int, panel_px: int = PANEL_PX) -> int:
+    return TOP_PX + panels * panel_px + (panels - 1) * GAP_PX + BOTTOM_PX
 
 
 def down_sample(frame: pd.DataFrame, points: int = MAX_POINTS) -> pd.DataFrame:

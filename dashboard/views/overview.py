@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from dashboard.schema_carbon import CarbonState
@@ -17,6 +18,7 @@ from dashboard.views.origin import DataState, Origin, missing, of_intensity, of_
 from dashboard.views.palette import Palette
 
 MAX_DEVICES_DRAWN = 4
+PANELS = 4
 MAX_MARKS = 40
 
 
@@ -262,7 +264,7 @@ def plan_line(carbon: CarbonState | None, colours: Palette) -> list[Line]:
         return []
     points = [(hour.start_unix_s * 1000, hour.g_per_kwh * (1.0 - hour.saving)) for hour in ahead]
     end = (points[-1][0] + 3_600_000, points[-1][1])
-    return [Line("planned, with directives", colours.blue, points=[*points, end], step=True)]
+    return [Line("plan", colours.blue, points=[*points, end], step=True)]
 
 
 def forecast_band(carbon: CarbonState | None, colours: Palette) -> Band | None:
@@ -290,7 +292,7 @@ def _latency_panel(frame: pd.DataFrame, state: State, colours: Palette) -> Panel
 
 
 def is_known(frame: pd.DataFrame, column: str) -> bool:
-    return column in frame.columns and bool(frame[column].notna().any())
+    return column in frame.columns and not np.isnan(frame[column].to_numpy()).all()
 
 
 def of_latency(state: State) -> Origin:

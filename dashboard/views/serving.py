@@ -27,8 +27,11 @@ def tiles(state: State) -> list[Tile]:
     recent = of_latency(state)
     usage = kv_usage(state)
     blocks = f"{count(engine.kv_blocks_used)} of {count(engine.kv_blocks_total)} blocks"
+    places = f"batch of at most {engine.max_num_seqs}"
+    if engine.token_budget is not None and engine.token_budget < engine.max_num_batched_tokens:
+        places += f"; throttled to {engine.token_budget} of {engine.max_num_batched_tokens} tokens a step"
     return [
-        _counted("Running", engine.running, f"batch of at most {engine.max_num_seqs}", live, silent),
+        _counted("Running", engine.running, places, live, silent),
         _counted("Waiting", engine.waiting, f"{engine.sequences_in_flight} sequences in flight", live, silent),
         Tile(
             "KV cache",

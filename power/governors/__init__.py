@@ -14,7 +14,9 @@ from power.governors.base import (
 )
 from power.governors.carbon_follow import CarbonFollow
 from power.governors.phase_aware import PhaseAwareGovernor
+from power.governors.prefill_throttle import PrefillThrottle, ThrottleDecision, ThrottleMemory
 from power.governors.row_budget import Pool, RowBudget, RowDecision, RowMemory, RowObservation, RowState
+from power.governors.row_trim import RowTrim
 from power.governors.simple import DefaultGovernor, StaticGovernor
 from power.governors.slo_slack import SloSlackGovernor
 from power.governors.stability import Bounds, Stability
@@ -33,14 +35,18 @@ __all__ = [
     "Phase",
     "PhaseAwareGovernor",
     "Pool",
+    "PrefillThrottle",
     "RowBudget",
     "RowDecision",
     "RowMemory",
     "RowObservation",
     "RowState",
+    "RowTrim",
     "Setpoint",
     "Slo",
     "SloSlackGovernor",
     "Stability",
     "StaticGovernor",
+    "ThrottleDecision",
+    "ThrottleMemory",
 ]

@@ -34,8 +34,12 @@ class RowState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RowMemory:
+    """Of proportional capping: `low_fraction`, where it holds the low pool; `dip_until_s`, up to when at its floor."""
+
     state: RowState = RowState.NORMAL
     since_s: float = float("-inf")
+    low_fraction: float = 1.0
+    dip_until_s: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,12 +53,14 @@ class EnergyTotals(Struct):
 
 
 class PowerState(Struct):
-    """`mode`: what the controller does now. `idle_w`: of all devices together."""
+    """`mode`: what the controller does now. `idle_w`: of all devices together. `step_tokens`: the limit on a step's
+    tokens that the prefill throttle asks for; null for none."""
 
     mode: PolicyMode
     governor: str
     leased: bool
     admit_low_priority: bool
+    step_tokens: int | None
     idle_w: float | None
     idle_source: str | None
     devices: list[DeviceState]
@@ -70,6 +72,8 @@ class PowerState(Struct):
 
 
 class EngineState(Struct):
+    """`token_budget`: most tokens of a step as things are; null until the engine has told."""
+
     ready: bool
     reason: str | None
     model: str
@@ -77,6 +81,8 @@ class EngineState(Struct):
     weight_format: str
     max_model_len: int
     max_num_seqs: int
+    max_num_batched_tokens: int
+    token_budget: int | None
     running: int | None
     waiting: int | None
     kv_blocks_used: int | None

@@ -93,12 +93,17 @@ class Stability(Section):
 
 
 class RowBudget(Section):
-    """POLCA's two thresholds and brake over all GPUs under control, beside whichever governor each one has."""
+    """A power budget with a brake over all GPUs under control, beside whichever governor each one has."""
 
     watts: Positive
     """What the row may draw in all."""
+    rule: Literal["steps", "proportional"] = "steps"
+    """steps: POLCA's thresholds t1 and t2 with fixed clocks. proportional: nothing below t2; above it the low-priority
+    clock gives back the excess, down to half the top clock, before the high-priority pool is held."""
+    meter_s: Positive = 2.0
+    """Power is judged by its mean over this time: prefills that coincide for an instant are no overload."""
     t1: float = Field(default=0.80, gt=0.0, lt=1.0)
-    """Share of the budget above which the low-priority pool is capped."""
+    """Share of the budget above which the steps rule caps the low-priority pool, and the lowest t2 that auto finds."""
     t2: Literal["auto"] | float = "auto"
     """Upper threshold; auto leaves room for the worst rise measured over one reaction_s."""
     hysteresis: float = Field(default=0.05, gt=0.0, lt=1.0)
@@ -117,6 +122,18 @@ class RowBudget(Section):
         if isinstance(self.t2, float) and not self.t1 < self.t2 < 1.0:
             raise ValueError(f"t2 {self.t2:g} must lie between t1 {self.t1:g} and 1")
         return self
+
+
+class PrefillThrottle(Section):
+    """Fewer prompt tokens a step while the row's brake, the power limit or heat holds clocks at their floor, where a
+    step full of prompt tokens would hold up every answer under way. Prompts wait longer instead."""
+
+    min_step_tokens: int = Field(default=256, ge=1)
+    """Never fewer tokens a step than this, nor than the requests the engine may run at once."""
+    react_s: Positive = 1.0
+    """Between two halvings of the budget."""
+    relax_s: Positive = 5.0
+    """Quiet before it is doubled again."""
 
 
 class CarbonFollow(Section):
@@ -138,4 +155,5 @@ class Power(Section):
     phase_aware: PhaseAwareSettings = PhaseAwareSettings()
     stability: Stability = Stability()
     row_budget: RowBudget | None = None
+    prefill_throttle: PrefillThrottle | None = None
     carbon_follow: CarbonFollow | None = None

@@ -113,7 +113,7 @@ class World:
         held = "clock lock not permitted by the driver" if self.condition == "no_permission" else None
         mode = "observe" if held else self.mode
         power = api.PowerState(
-            mode, "slo_slack", held is None, True, 140.0, "calibrated", self.devices(t), totals,
+            mode, "slo_slack", held is None, True, None, 140.0, "calibrated", self.devices(t), totals,
             {"applied": 24, "refused": 0}, 0, 0, [],
         )  # fmt: skip
         tokens = None if empty else 1180 + 200 * wave(t, 200)
@@ -126,7 +126,7 @@ class World:
         return api.State(
             version="0.1.0", now_unix_s=t, started_unix_s=self.started,
             engine=api.EngineState(
-                True, None, "smollm2-135m-instruct", "cuda:0", "bf16", 8192, 64,
+                True, None, "smollm2-135m-instruct", "cuda:0", "bf16", 8192, 64, 2048, 2048,
                 0 if empty else 31 + int(9 * wave(t, 60)),
                 0 if empty else max(0, int(3 * wave(t, 45))), 0 if empty else 2210, 4096, 2, 0 if empty else 33,
             ),

@@ -58,6 +58,16 @@ def test_overview_has_six_tiles_with_their_states(open_page):
     assert "against every answer at L0" in texts(page).replace("\\", "")
 
 
+def test_overview_draws_its_charts_a_tick_after_the_tiles(open_page):
+    page = open_page("overview")
+    assert len(page.metric) == 6
+    assert "Charts follow in a moment." in texts(page)
+    assert "Times are UTC" not in texts(page)
+    page.run()
+    assert "Charts follow" not in texts(page)
+    assert "Range: 15 min. Times are UTC." in texts(page)
+
+
 def test_overview_shows_a_dash_and_a_reason_for_what_is_unknown(open_page, emulator):
     emulator.world.condition = "empty"
     page = open_page("overview")

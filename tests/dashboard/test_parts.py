@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -82,6 +84,16 @@ def test_streamlit_is_told_to_keep_to_itself():
     assert [value for name, value in told if name == "server.allowedHosts"] == ["127.0.0.1", "::1", "localhost"] or {
         value for name, value in told if name == "server.allowedHosts"
     } == access.LOOPBACK
+
+
+def test_what_every_session_needs_is_there_before_the_first_one():
+    code = "import sys; from dashboard.serve import warm; warm(); print(*(m in sys.modules for m in sys.argv[1:]))"
+    names = ("pandas", "dashboard.session")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, check=True, cwd=SOURCE.parent
+    )
+    # Nothing of a session, whose caches want a running server.
+    assert (done.stdout.split(), done.stderr) == (["True", "False"], "")
 
 
 def test_users_get_the_token_of_their_role(tmp_path):

@@ -150,7 +150,7 @@ def test_the_plan_is_drawn_below_the_forecast_by_what_it_saves():
     # The last hour is drawn to its end.
     assert line.points[-1][0] - line.points[-2][0] == 3_600_000
     drawn = overview.panels(pd.DataFrame(), state(), world, [], LIGHT)[2]
-    assert [each.label for each in drawn.lines] == ["intensity", "forecast", "planned, with directives"]
+    assert [each.label for each in drawn.lines] == ["intensity", "forecast", "plan"]
     nothing = msgspec.structs.replace(world, plan=msgspec.structs.replace(world.plan, ahead=[]))
     assert overview.plan_line(nothing, LIGHT) == []
     assert overview.plan_line(None, LIGHT) == []
@@ -295,6 +295,14 @@ def test_energy_parts_add_up_to_the_counter():
     totals = state().power
     assert sum(value for _, value in devices.energy_parts(totals)) == pytest.approx(totals.totals.counter_j)
     assert serving.tiles(state("empty"))[4].origin.state is DataState.MISSING
+
+
+def test_a_throttled_engine_says_so():
+    plain_state = state()
+    assert serving.tiles(plain_state)[0].against == "batch of at most 64"
+    engine = msgspec.structs.replace(plain_state.engine, token_budget=256)
+    throttled = serving.tiles(msgspec.structs.replace(plain_state, engine=engine))[0]
+    assert throttled.against == "batch of at most 64; throttled to 256 of 2048 tokens a step"
 
 
 def test_no_run_on_the_pareto_front_is_beaten():

@@ -124,9 +124,9 @@ async def test_what_an_aborted_request_left_on_the_wire_does_not_reach_the_next_
 async def test_limits_below_one_are_refused_before_they_reach_the_engine():
     client = EngineClient(config(Path("none")))
     with pytest.raises(ValueError, match="token_budget must be at least 1"):
-        await client.set_limits(token_budget=0)
+        client.set_limits(token_budget=0)
     with pytest.raises(ValueError, match="max_running must be at least 1"):
-        await client.set_limits(max_running=-1)
+        client.set_limits(max_running=-1)
 
 
 async def test_one_id_cannot_run_twice(client):
@@ -195,9 +195,50 @@ async def test_pause_holds_everything_and_survives_a_restart(client):
 async def test_limits_reach_the_scheduler(client):
     records = []
     client.on_step = lambda record, stats: records.append(stats)
-    await client.set_limits(max_running=2)
+    client.set_limits(max_running=2)
     await asyncio.gather(*(collect(client, generation(f"r{index}")) for index in range(8)))
     assert max(stats.running for stats in records) <= 2
+
+
+async def test_a_lowered_token_budget_holds_and_is_lifted_by_the_engine_when_nobody_renews_it(client):
+    records = []
+    client.on_step = lambda record, stats: records.append(sum(share.prefill_tokens for share in record.work))
+    whole = client.info.max_num_batched_tokens
+    assert client.stats.token_budget == whole > 40
+    long = Generation("long", tuple(range(5, 45)), SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
+    expected = tokens(await collect(client, long))
+    assert max(records) == 40
+
+    client.set_limits(token_budget=8, for_s=60.0)
+    await until(lambda: client.stats.token_budget == 8, "the limit, told without a step")
+    await client.reset_prefix_cache()
+    records.clear()
+    assert tokens(await collect(client, long)) == expected
+    assert records[:5] == [8] * 5
+
+    client.set_limits(token_budget=8, for_s=0.3)
+    await until(lambda: client.stats.token_budget == whole, "lifted while idle")
+    client.set_pace(SLOW)
+    client.set_limits(token_budget=8, for_s=0.3)
+    stream = client.generate(generation("running", length=400))
+    await anext(stream)
+    await until(lambda: client.stats.token_budget == whole, "lifted while running")
+    await stream.aclose()
+    client.set_pace(1.0)
+
+
+async def test_a_restarted_engine_has_what_is_left_of_the_lease(client):
+    client.set_limits(token_budget=8, for_s=60.0)
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: not client.health.ready, "the engine's end")
+    await until(lambda: client.health.ready and client.stats.token_budget == 8, "the engine with its limit")
+    client.set_limits(token_budget=8, for_s=0.01)
+    await asyncio.sleep(0.05)
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: not client.health.ready, "the engine's end")
+    await until(lambda: client.health.ready, "the engine")
+    assert client._limits_left().token_budget is None
+    assert client.stats.token_budget == client.info.max_num_batched_tokens
 
 
 async def test_an_idle_engine_blocks(client):

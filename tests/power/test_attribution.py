@@ -242,6 +242,18 @@ def test_a_silent_sensor_does_not_gather_steps_for_ever():
     assert result.warnings
 
 
+def test_a_vanishing_power_learnt_first_does_not_blow_up_the_next_interval():
+    att = attributor(idle_w=0.0)
+    att.on_sample(EnergySample(0.0, 0.0, 100.0))
+    att.on_step(0.0, 1.0, [decode("a")])
+    att.on_sample(EnergySample(1.0, 1e-310, 100.0))
+    att.on_step(1.0, 2.0, [decode("a")])
+    att.on_sample(EnergySample(2.0, 100.0, 100.0))
+    att.retire("a", 2.0)
+    (result,) = att.settled()
+    assert result.decode_j == pytest.approx(100.0)
+
+
 PLAN = st.lists(
     st.tuples(
         st.sampled_from(["step", "step", "step", "sample", "sample", "retire", "admit", "pause", "reset", "blind"]),

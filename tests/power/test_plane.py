@@ -392,7 +392,7 @@ def test_an_absent_actuator_does_not_stop_the_loop(simulated, clock, monkeypatch
 
 def test_the_row_brakes_and_relaxes_by_pool(twin, clock):
     devices = [SimulatedDevice(twin, ordinal=ordinal, clock=clock, exact_sensor=True) for ordinal in range(2)]
-    row = RowControl(1080.0, RowBudget(reaction_s=0.3, relax_dwell_s=1.0), t2=0.9)
+    row = RowControl(1080.0, RowBudget(reaction_s=0.3, relax_dwell_s=1.0), t2=0.9, meter_s=0.1)
     rig = Rig(devices, clock, DefaultGovernor(), (Pool.HIGH, Pool.LOW), row, period=0.05)
     high, low = (device.board.state for device in devices)
 

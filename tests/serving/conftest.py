@@ -36,7 +36,7 @@ USER, ASSISTANT, SYSTEM, TOOL = 257, 258, 259, 260
 NAMES = {EOS: "<eos>", USER: "<user>", ASSISTANT: "<assistant>", SYSTEM: "<system>", TOOL: "<tool>"}
 ANSWER = "The quick brown fox jumps over the lazy dog — naïvely, 世界."
 
-INFO = EngineInfo("fake/model", 512, 300, "bf16", "cpu", 64, 16, 8)
+INFO = EngineInfo("fake/model", 512, 300, "bf16", "cpu", 64, 16, 8, 256)
 READY = EngineHealth(True, None)
 STATS = EngineStats(
     running=1,

@@ -16,7 +16,7 @@ from engine.scheduler import Scheduler, SchedulerConfig
 from power.attribution import Attributor
 from power.books import EnergySample, Meter
 from power.engine_view import EngineTracker
-from power.governors import EngineView, Observation, Setpoint, Slo, SloSlackGovernor
+from power.governors import EngineView, Observation, PhaseAwareGovernor, Setpoint, Slo, SloSlackGovernor
 from power.governors.prediction import asked_tokens_per_s
 from power.idle import IdleBaseline
 from power.quantities import Method, Scope, Source
@@ -359,11 +359,13 @@ def test_the_compiled_governor_predicts_and_chooses_as_the_plain_one_bit_for_bit
         assert quick.expected_step_s(engine, clocks[place]) == plain.expected_step_s(engine, clocks[place])
 
 
-def test_a_run_under_the_compiled_governor_is_the_run_under_the_plain_one(monkeypatch):
+@pytest.mark.parametrize("governor", ["slo_slack", "phase_aware"])
+def test_a_run_under_the_compiled_governor_is_the_run_under_the_plain_one(monkeypatch, governor):
     load = workload(60, rate=3.0)
-    quick = run(load=load)
+    quick = run(governor, load=load)
     monkeypatch.setattr(traces.simulate_governor, "QuickSloSlack", SloSlackGovernor)
-    plain = run(load=load)
+    monkeypatch.setattr(traces.simulate_governor, "QuickPhaseAware", PhaseAwareGovernor)
+    plain = run(governor, load=load)
     assert quick.result.device.clock_changes > 0
     same(quick, plain)
 

@@ -51,6 +51,21 @@ def test_each_hour_gets_its_own_rate_and_a_silent_one_nothing() -> None:
     assert counts[2] == pytest.approx(3 * 3600, rel=0.1)
 
 
+def test_a_day_compressed_in_time_keeps_its_rates_for_as_long_as_said() -> None:
+    windows = list(hourly_windows([1.0, 2.0, 3.0], 200.0, start_s=90.0, period_s=60.0))
+    assert [(window.start_s, window.end_s, window.rate_rps) for window in windows] == [
+        (0.0, 30.0, 2.0),
+        (30.0, 90.0, 3.0),
+        (90.0, 150.0, 1.0),
+        (150.0, 200.0, 2.0),
+    ]
+    spec = {name: value for name, value in tree().items() if name != "rate_rps"}
+    spec |= {"duration_s": 4000.0, "rates_rps": [0.0, 5.0], "rates_period_s": 1000.0}
+    arrived = [request.arrival_s for request in synthesize(spec_from(spec, Path()))]
+    assert {int(at // 1000) for at in arrived} == {1, 3}
+    assert len(arrived) == pytest.approx(10_000, rel=0.1)
+
+
 def test_hours_are_hours_of_the_day_whatever_the_start() -> None:
     windows = list(hourly_windows(list(range(24)), 7200.0, start_s=22.5 * 3600))
     assert [(window.start_s, window.end_s, window.rate_rps) for window in windows] == [
@@ -191,6 +206,7 @@ BAD_SPECS = [
     (tree(classes=[]), "at least one prompt class"),
     (tree(classes=[{"task": "x", "input_tokens": 1}]), r"classes\[0\] needs output_tokens"),
     (tree(rate_rps=-1.0), "at least 0"),
+    (tree(rates_period_s=0), "rates_period_s must be above 0"),
     (tree(classes=[tree()["classes"][0] | {"prefix": {"turns_mean": 0.5}}]), "turns_mean must be at least 1"),
     (
         tree(classes=[tree()["classes"][0] | {"levels": {"L1": {"output_ratio": 0.5, "preferred_share": 2}}}]),
