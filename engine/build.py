@@ -165,7 +165,7 @@ def _engine_over(config: EngineConfig, loaded: LoadedRunner, ranks: RankProcesse
         num_kv_blocks=loaded.num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max_batched,
+        max_num_batched_tokens=loaded.max_batched,
     )
     runner = inner if ranks is None else LeadingRunner(inner, ranks)
     engine, executor = make_loop(scheduler, runner, overlap=overlap)
