@@ -1,7 +1,7 @@
 """`gridserve bench agreement --device cuda`: the likeliest token of the GPU path beside fp32's, position by position.
 
-Both read the same random tokens (teacher forcing). Random weights leave many near ties, so the plain-torch bf16
-definitions stand beside the kernels: what they lose is bf16's, what the kernels lose beyond it is theirs.
+Both read the same random tokens (teacher forcing). Random weights leave many near ties, so the plain-torch
+definitions stand beside the kernels: what they lose is the format's, what the kernels lose beyond it is theirs.
 """
 
 from __future__ import annotations
@@ -38,8 +38,14 @@ def compare(config: ModelConfig, device: torch.device, positions: int) -> list[A
     texts = [[rng.randrange(config.vocab_size) for _ in range(CHUNK)] for _ in range(-(-positions // CHUNK))]
     expected = logits_of(config, device, WeightFormat.FP32, texts, plain=True)
     rows = []
-    for name, plain in (("bf16, kernels", False), ("bf16, definitions", True)):
-        found = logits_of(config, device, WeightFormat.BF16, texts, plain)
+    cases = (
+        ("bf16, kernels", WeightFormat.BF16, False),
+        ("bf16, definitions", WeightFormat.BF16, True),
+        ("int8, kernels", WeightFormat.INT8, False),
+        ("int8, definitions", WeightFormat.INT8, True),
+    )
+    for name, weight_format, plain in cases:
+        found = logits_of(config, device, weight_format, texts, plain)
         same, divergence = 0, 0.0
         for wanted, logits in zip(expected, found):
             same += int((logits.argmax(-1) == wanted.argmax(-1)).sum())

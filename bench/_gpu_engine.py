@@ -29,7 +29,7 @@ DEFAULT_SYSTEMS = ("gridserve", "transformers-continuous", "vllm")
 class GpuRow:
     """One system, shape and workload; None where it was not measured, with the reason.
 
-    `of_floor`: for one request, tokens a second as a part of what the copy rate allows.
+    `of_floor`: for one request, tokens a second as a part of what the copy rate of all its cards allows.
     """
 
     system: str
@@ -53,10 +53,10 @@ def workloads(dry: bool) -> dict[str, GpuWorkload]:
 class GpuPeer:
     """One system in its own process, so that each finds the card empty."""
 
-    def __init__(self, name: str, shape: str, device: str) -> None:
+    def __init__(self, name: str, shape: str, device: str, ranks: int) -> None:
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the peer
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench._gpu_systems", name, shape, device],
+            [sys.executable, "-m", "bench._gpu_systems", name, shape, device, str(ranks)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -91,7 +91,7 @@ class GpuPeer:
         return answer
 
 
-def rows_of(name: str, shape: str, dry: bool, copy_gbps: float | None) -> list[GpuRow]:
+def rows_of(name: str, shape: str, dry: bool, copy_gbps: float | None, ranks: int) -> list[GpuRow]:
     """Measure one system on one shape; a system that is absent or fails leaves rows that say why."""
     wanted = workloads(dry)
     served, device = ("tiny", "cpu") if dry else (shape, "cuda")
@@ -101,7 +101,7 @@ def rows_of(name: str, shape: str, dry: bool, copy_gbps: float | None) -> list[G
 
     peer = None
     try:
-        peer = GpuPeer(name, served, device)
+        peer = GpuPeer(name, served, device, ranks)
         if "missing" in peer.hello:
             return absent(f"not installed: {peer.hello['missing']}")
         rows = []
@@ -112,7 +112,7 @@ def rows_of(name: str, shape: str, dry: bool, copy_gbps: float | None) -> list[G
             if dry:
                 rows += absent(f"dry run, {measured.output_tokens} tokens came out", [label])
             else:
-                rows.append(row(name, shape, label, workload, measured, peer.hello["version"], copy_gbps))
+                rows.append(row(name, shape, label, workload, measured, peer.hello["version"], copy_gbps, ranks))
         return rows
     except (RuntimeError, OSError) as error:
         return absent(str(error))
@@ -129,6 +129,7 @@ def row(
     measured: GpuMeasurement,
     version: str,
     copy_gbps: float | None,
+    ranks: int = 1,
 ) -> GpuRow:
     rate = measured.output_tokens / measured.seconds
     of_floor = None
@@ -136,7 +137,7 @@ def row(
         config = SHAPES[shape]
         context = workload.longest + workload.longest / 2
         step_bytes = step_weight_bytes(config) + context * config.kv_bytes_per_token(2)
-        of_floor = rate * step_bytes / (copy_gbps * 1e9)
+        of_floor = rate * step_bytes / (copy_gbps * ranks * 1e9)
     return GpuRow(
         system=name,
         shape=shape,
@@ -180,7 +181,14 @@ def table(rows: list[GpuRow]) -> str:
     return "\n".join(lines)
 
 
-def run(shapes: list[str], systems: list[str], dry: bool, json_path: Path | None, markdown: Path | None) -> int:
+def run(
+    shapes: list[str],
+    systems: list[str],
+    dry: bool,
+    json_path: Path | None,
+    markdown: Path | None,
+    ranks: int = 1,
+) -> int:
     """Measure, print the table, write the reports. Raises `ValueError` where a GPU is asked for and there is none."""
     import torch
 
@@ -199,7 +207,7 @@ def run(shapes: list[str], systems: list[str], dry: bool, json_path: Path | None
         for name in systems:
             if sys.stderr.isatty():
                 print(f"{shape}: {name}", file=sys.stderr)
-            rows += rows_of(name, shape, dry, copy_gbps)
+            rows += rows_of(name, shape, dry, copy_gbps, ranks)
     text = _heading(dry, found, copy_gbps) + table(rows) + "\n"
     print(text)
     if markdown is not None:
@@ -210,6 +218,7 @@ def run(shapes: list[str], systems: list[str], dry: bool, json_path: Path | None
             "measured": not dry,
             "environment": found,
             "copy_gbps": copy_gbps,
+            "tensor_parallel": ranks,
             "tiny": asdict(TINY) if dry else None,
             "workloads": {name: asdict(each) for name, each in workloads(dry).items()},
             "rows": [asdict(each) for each in rows],

@@ -9,6 +9,7 @@ import torch
 
 from engine.model_config import ModelConfig, RopeScaling, RopeScalingKind
 from engine.random_model import weight_shapes
+from engine.weights import Part
 from kernels.linear import Int4Blocks, Int8Blocks
 
 _LLAMA3 = RopeScaling(RopeScalingKind.LLAMA3, 8.0, 1.0, 4.0, 8192)
@@ -79,18 +80,20 @@ class RandomWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
 
-    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+    def dense(self, name: str, dtype: torch.dtype, part: Part | None = None) -> torch.Tensor:
         """The same values for a name whenever it is read."""
         if name not in self._shapes:
             raise ValueError(f"the model has no weight {name}")
         shape = self._shapes[name]
         generator = torch.Generator(self._device).manual_seed(self._seed + sorted(self._shapes).index(name))
         noise = torch.randn(shape, generator=generator, device=self._device)
+        if part is not None:
+            noise = part.of(noise).contiguous()
         if len(shape) == 2:
             return noise.mul_(shape[1] ** -0.5).to(dtype)
         return noise.mul_(0.1).add_(1.0 if "norm" in name else 0.0).to(dtype)
 
-    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
+    def blocks(self, name: str, part: Part | None = None) -> Int4Blocks | Int8Blocks | None:
         return None
 
 

@@ -1,6 +1,7 @@
 """The systems of the GPU engine benchmark, each alone in its process, all with random weights of one shape.
 
-`python -m bench._gpu_systems NAME SHAPE DEVICE` reads one JSON workload a line and answers each with one JSON line.
+`python -m bench._gpu_systems NAME SHAPE DEVICE RANKS` reads one JSON workload a line and answers each with one JSON
+line.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench._gpu_shapes import MAX_MODEL_LEN, SHAPES, TINY, RandomWeights, hf_config
-from engine.model_config import ModelConfig
+from kernels.weight_format import WeightFormat
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+    from engine.device_runner import DeviceRunner
+    from engine.model_runner import ModelRunner
+    from engine.rank_group import RankGroup
+
+MAX_BATCHED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,47 +75,71 @@ class System(Protocol):
         ...
 
 
+def load_runner(
+    shape: str, settings: EngineConfig, group: RankGroup | None = None
+) -> tuple[ModelRunner | DeviceRunner, int]:
+    """A warm runner over random weights of `shape`, and how many blocks its cache has; a rank's part in a group."""
+    from engine.build import KV_DTYPES, choose_device, make_runner, prepare_triton
+    from engine.decoder import Decoder
+    from engine.device_runner import DeviceRunner, Limits
+    from kernels.gpu.definitions import QUANTIZED_DTYPES
+    from kernels.kv_cache import allocate_kv_caches, allocate_kv_scales
+
+    config = TINY if shape == "tiny" else SHAPES[shape]
+    where = choose_device(settings.device, settings.tensor_parallel, 0 if group is None else group.rank)
+    if where.type == "cuda":
+        prepare_triton(settings)
+    weight_format = settings.weight_format or WeightFormat.BF16
+    decoder = Decoder(config, RandomWeights(config, where), weight_format, where, MAX_MODEL_LEN, group=group)
+    if where.type == "cuda":
+        runner, num_blocks = make_runner(settings, decoder, where, MAX_BATCHED, None, group)
+        assert isinstance(runner, DeviceRunner)
+        runner.warm_up()
+        return runner, num_blocks
+    # A dry run takes the way of a GPU, over the plain-torch definitions.
+    num_blocks, local = 256, decoder.config
+    dtype = KV_DTYPES.get(settings.kv_dtype, decoder.dtype)
+    sizes = (local.num_layers, num_blocks, local.num_kv_heads, settings.block_size)
+    caches = allocate_kv_caches(*sizes, local.head_dim, dtype, where)
+    scales = allocate_kv_scales(*sizes, where) if dtype in QUANTIZED_DTYPES else None
+    limits = Limits(settings.max_num_seqs, MAX_MODEL_LEN)
+    return DeviceRunner(decoder, caches, scales, config.vocab_size, limits, where), num_blocks
+
+
 class Gridserve:
-    def __init__(self, config: ModelConfig, device: str, **options: Any) -> None:
+    def __init__(self, shape: str, device: str, ranks: int, **options: Any) -> None:
         from importlib.metadata import version
 
-        import torch
-
         from engine.block_pool import BlockPool
-        from engine.build import choose_device, make_loop, make_proposer, make_runner, overlaps, prepare_triton
+        from engine.build import join_group, make_loop, make_proposer, overlaps
         from engine.config import EngineConfig
-        from engine.decoder import Decoder
-        from engine.device_runner import DeviceRunner, Limits
+        from engine.leading_runner import LeadingRunner
+        from engine.rank_processes import RankProcesses
         from engine.scheduler import Scheduler
         from engine.scheduler_config import SchedulerConfig
-        from kernels.kv_cache import allocate_kv_caches
-        from kernels.weight_format import WeightFormat
 
         self.version = version("gridserve")
-        self._vocab_size = config.vocab_size
+        self._vocab_size = (TINY if shape == "tiny" else SHAPES[shape]).vocab_size
         self._count = 0
-        where = choose_device(device)
-        settings = EngineConfig("random", "random", device=device, max_num_seqs=256, block_size=32, **options)
-        weights = RandomWeights(config, where)
-        decoder = Decoder(config, weights, WeightFormat.BF16, where, MAX_MODEL_LEN)
-        max_batched = 4096
-        runner: Any
-        if where.type == "cuda":
-            prepare_triton(settings)
-            runner, num_blocks = make_runner(settings, decoder, where, max_batched, None)
-            runner.warm_up()
-        else:
-            # A dry run takes the way of a GPU, over the plain-torch definitions.
-            num_blocks = 256
-            caches = allocate_kv_caches(
-                config.num_layers, num_blocks, config.num_kv_heads, 32, config.head_dim, torch.bfloat16, where
-            )
-            runner = DeviceRunner(decoder, caches, None, config.vocab_size, Limits(256, MAX_MODEL_LEN), where)
-        limits = SchedulerConfig(max_num_seqs=256, max_num_batched_tokens=max_batched, max_model_len=MAX_MODEL_LEN)
-        proposer = make_proposer(settings, runner)
+        settings = EngineConfig(
+            shape, shape, device=device, max_num_seqs=256, block_size=32, tensor_parallel=ranks, **options
+        )
+        self._ranks: RankProcesses | None = None
+        group = None
+        if ranks > 1:
+            self._ranks = RankProcesses(settings, (sys.executable, "-m", "bench._gpu_rank"))
+            group = join_group(settings, 0, self._ranks.rendezvous)
+        runner, num_blocks = load_runner(shape, settings, group)
+        limits = SchedulerConfig(max_num_seqs=256, max_num_batched_tokens=MAX_BATCHED, max_model_len=MAX_MODEL_LEN)
         overlap = overlaps(settings, runner)
-        scheduler = Scheduler(limits, BlockPool(num_blocks, 32), runs_ahead=overlap, proposer=proposer)
-        self._engine, _ = make_loop(scheduler, runner, overlap=overlap)
+        pool, proposer = BlockPool(num_blocks, settings.block_size), make_proposer(settings, runner)
+        scheduler = Scheduler(limits, pool, runs_ahead=overlap, proposer=proposer)
+        leading = runner if self._ranks is None else LeadingRunner(runner, self._ranks)
+        self._engine, _ = make_loop(scheduler, leading, overlap=overlap)
+
+    def close(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
 
     def run(self, workload: GpuWorkload) -> int:
         from engine.request import Request, SamplingParams
@@ -129,10 +162,13 @@ class Gridserve:
 class TransformersContinuous:
     """transformers' continuous batching manager with its defaults, bf16."""
 
-    def __init__(self, config: ModelConfig, device: str) -> None:
+    def __init__(self, shape_name: str, device: str, ranks: int) -> None:
         import torch
         import transformers
 
+        if ranks > 1:
+            raise ValueError("transformers is measured on one GPU")
+        config = TINY if shape_name == "tiny" else SHAPES[shape_name]
         self.version = f"transformers {transformers.__version__}"
         self._vocab_size = config.vocab_size
         shape = hf_config(config)
@@ -172,9 +208,10 @@ class TransformersContinuous:
 
 
 class Vllm:
-    def __init__(self, config: ModelConfig, device: str) -> None:
+    def __init__(self, shape_name: str, device: str, ranks: int) -> None:
         import vllm
 
+        config = TINY if shape_name == "tiny" else SHAPES[shape_name]
         self._api = vllm
         self.version = f"vllm {vllm.__version__}"
         self._vocab_size = config.vocab_size
@@ -189,6 +226,7 @@ class Vllm:
             dtype="bfloat16",
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=256,
+            tensor_parallel_size=ranks,
         )
 
     def run(self, workload: GpuWorkload) -> int:
@@ -204,23 +242,29 @@ class Vllm:
         return sum(len(each.outputs[0].token_ids) for each in results)
 
 
-SYSTEMS: dict[str, Callable[[ModelConfig, str], System]] = {
-    "gridserve": Gridserve,
-    "gridserve-fp8-kv": lambda config, device: Gridserve(config, device, kv_dtype="fp8"),
-    "gridserve-int8-kv": lambda config, device: Gridserve(config, device, kv_dtype="int8"),
-    "gridserve-no-overlap": lambda config, device: Gridserve(config, device, overlap=False),
-    "gridserve-ngram": lambda config, device: Gridserve(config, device, speculate="ngram"),
-    "gridserve-deterministic": lambda config, device: Gridserve(config, device, deterministic=True),
+def gridserve(**options: Any) -> Callable[[str, str, int], System]:
+    return lambda shape, device, ranks: Gridserve(shape, device, ranks, **options)
+
+
+# Shape, device, and ranks that share the model.
+SYSTEMS: dict[str, Callable[[str, str, int], System]] = {
+    "gridserve": gridserve(),
+    "gridserve-fp8-kv": gridserve(kv_dtype="fp8"),
+    "gridserve-int8-kv": gridserve(kv_dtype="int8"),
+    "gridserve-int8-weights": gridserve(weight_format=WeightFormat.INT8),
+    "gridserve-no-overlap": gridserve(overlap=False),
+    "gridserve-ngram": gridserve(speculate="ngram"),
+    "gridserve-deterministic": gridserve(deterministic=True),
     "transformers-continuous": TransformersContinuous,
     "vllm": Vllm,
 }
 
 
 class EnergyCounter:
-    """Joules the visible board has taken, from its own counter; None where there is none."""
+    """Joules that the boards of all ranks have taken, from their own counters; None where there is none."""
 
-    def __init__(self, device: str) -> None:
-        self._device: Any = None
+    def __init__(self, device: str, ranks: int = 1) -> None:
+        self._devices: list[Any] = []
         self.reason: str | None = "no GPU: nothing to read"
         if device != "cuda":
             return
@@ -228,17 +272,23 @@ class EnergyCounter:
         from power.nvml import NvmlDevice, visible_uuids
 
         try:
-            self._device = NvmlDevice(visible_uuids()[0])
+            self._devices = [NvmlDevice(visible_uuids()[rank]) for rank in range(ranks)]
             self.reason = None
         except (DeviceError, IndexError) as error:
             self.reason = f"NVML: {error}"
 
     def joules(self) -> float | None:
-        return None if self._device is None else self._device.sample().energy_j
+        total_j = 0.0
+        for device in self._devices:
+            energy_j = device.sample().energy_j
+            if energy_j is None:
+                return None
+            total_j += energy_j
+        return total_j if self._devices else None
 
 
 def main(argv: list[str]) -> int:
-    name, shape, device = argv
+    name, shape, device, ranks = argv[0], argv[1], argv[2], int(argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print must not mix with the answers
 
@@ -247,12 +297,12 @@ def main(argv: list[str]) -> int:
 
     began_s = time.perf_counter()
     try:
-        system = SYSTEMS[name](TINY if shape == "tiny" else SHAPES[shape], device)
+        system = SYSTEMS[name](shape, device, ranks)
     except ImportError as error:
         answer({"missing": str(error)})
         return 0
     start_s = time.perf_counter() - began_s
-    counter = EnergyCounter(device)
+    counter = EnergyCounter(device, ranks)
     answer({"version": system.version, "energy_missing": counter.reason})
     for line in sys.stdin:
         gc.collect()
@@ -264,6 +314,8 @@ def main(argv: list[str]) -> int:
         seconds, after_j = time.perf_counter() - started_s, counter.joules()
         energy_j = after_j - before_j if before_j is not None and after_j is not None else None
         answer(asdict(GpuMeasurement(seconds, produced, prompt_tokens, energy_j, start_s)))
+    if isinstance(system, Gridserve):
+        system.close()
     return 0
 
 

@@ -12,7 +12,7 @@ from bench import _kernel_peers as peers
 from kernels import reference
 from kernels.gpu import definitions, ops
 from kernels.gpu.definitions import KVScales
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, quantize_int8
 from kernels.metadata import AttentionMetadata
 
 PAGE = 16
@@ -234,7 +234,7 @@ def _int4(weight: torch.Tensor) -> Int4Blocks:
 def linear_cases() -> Iterator[KernelCase]:
     formats: dict[str, tuple[Callable[[torch.Tensor], Any], float]] = {
         "dense bf16": (lambda weight: weight, 2.0),
-        "int8": (definitions.quantize_int8, 1.0),
+        "int8": (quantize_int8, 1.0),
         "int4": (_int4, 0.5 + 4 / 32),
     }
     for kind, (quantize, bytes_each) in formats.items():

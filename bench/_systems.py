@@ -1,6 +1,6 @@
 """The systems the engine benchmark compares, each behind one method, each alone in its process.
 
-`python -m bench._systems NAME MODEL THREADS` reads one JSON request per line on standard input and answers each
+`python -m bench._systems NAME MODEL THREADS RANKS` reads one JSON request per line on standard input and answers each
 with one JSON line, so that a parent can run the systems in turn on an otherwise idle machine.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 GREEDY_FIRST_TOKEN = 100  # below are special tokens of many vocabularies
 
@@ -53,7 +54,7 @@ class System(Protocol):
 
 
 class Gridserve:
-    def __init__(self, model: str, threads: int, weight_format: str | None) -> None:
+    def __init__(self, model: str, threads: int, weight_format: str | None, ranks: int) -> None:
         from importlib.metadata import version
 
         from engine.build import build_engine
@@ -61,7 +62,14 @@ class Gridserve:
         from kernels.weight_format import WeightFormat
 
         chosen = None if weight_format is None else WeightFormat(weight_format)
-        config = EngineConfig(model, "bench", weight_format=chosen, max_model_len=2048, num_threads=threads)
+        config = EngineConfig(
+            model,
+            "bench",
+            weight_format=chosen,
+            max_model_len=2048,
+            num_threads=max(1, threads // ranks),
+            tensor_parallel=ranks,
+        )
         self._built = build_engine(config, lambda stage, done=0, total=0: None)
         self.version = version("gridserve")
         self._runs = 0
@@ -84,6 +92,9 @@ class Gridserve:
             for update in outcome.updates:
                 times[update.request.request_id].extend([now_s] * len(update.token_ids))
         return list(times.values())
+
+    def close(self) -> None:
+        self._built.close()
 
 
 class LlamaCpp:
@@ -227,17 +238,25 @@ class TransformersContinuous(_Transformers):
         return finished
 
 
-SYSTEMS: dict[str, Callable[[str, int], System]] = {
-    "gridserve": lambda model, threads: Gridserve(model, threads, None),
-    "gridserve-bf16": lambda model, threads: Gridserve(model, threads, "bf16"),
-    "llama.cpp": LlamaCpp,
-    "transformers-generate": TransformersGenerate,
-    "transformers-continuous": TransformersContinuous,
+# Model, threads, and ranks that share them: the peers are threads of one process.
+SYSTEMS: dict[str, Callable[[str, int, int], System]] = {
+    "gridserve": lambda model, threads, ranks: Gridserve(model, threads, None, ranks),
+    "gridserve-int8": lambda model, threads, ranks: Gridserve(model, threads, "int8", ranks),
+    "gridserve-bf16": lambda model, threads, ranks: Gridserve(model, threads, "bf16", ranks),
+    "llama.cpp": lambda model, threads, ranks: LlamaCpp(model, threads),
+    "transformers-generate": lambda model, threads, ranks: TransformersGenerate(model, threads),
+    "transformers-continuous": lambda model, threads, ranks: TransformersContinuous(model, threads),
 }
 
 
+def peak_memory_bytes() -> int:
+    """Of this process so far, and what the ranks it started hold now."""
+    ranks = sum(int(child.memory_info().rss) for child in psutil.Process().children())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + ranks
+
+
 def main(argv: list[str]) -> int:
-    name, model, threads = argv[0], argv[1], int(argv[2])
+    name, model, threads, ranks = argv[0], argv[1], int(argv[2]), int(argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print must not mix with the answers
 
@@ -245,7 +264,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(value), file=answers, flush=True)
 
     try:
-        system = SYSTEMS[name](model, threads)
+        system = SYSTEMS[name](model, threads, ranks)
     except ImportError as error:
         answer({"missing": str(error)})
         return 0
@@ -253,7 +272,9 @@ def main(argv: list[str]) -> int:
     for line in sys.stdin:
         gc.collect()
         times = system.run(Workload(**json.loads(line)))
-        answer(asdict(Measurement(times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
+        answer(asdict(Measurement(times, peak_memory_bytes())))
+    if isinstance(system, Gridserve):
+        system.close()
     return 0
 
 

@@ -93,7 +93,7 @@ def reference_answers(checkpoint: Checkpoint, decoder: Decoder, tokens: int) -> 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="gridserve bench agreement", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--formats", nargs="+", default=["bf16", "int4"], choices=("bf16", "int4"))
+    parser.add_argument("--formats", nargs="+", default=["bf16", "int8", "int4"], choices=("bf16", "int8", "int4"))
     parser.add_argument("--tokens", type=int, default=100, help="answer tokens per prompt (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     gpu = parser.add_argument_group("on a GPU: random weights of published shapes, random text")

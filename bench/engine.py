@@ -50,14 +50,14 @@ class Row:
 class Peer:
     """One system in its own process."""
 
-    def __init__(self, name: str, model: str, threads: int) -> None:
+    def __init__(self, name: str, model: str, threads: int, ranks: int) -> None:
         self.name = name
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
         environment["HF_HUB_OFFLINE"] = "1"
         # A file, not a pipe: what a library says at length must not block it.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the peer
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench._systems", name, model, str(threads)],
+            [sys.executable, "-m", "bench._systems", name, model, str(threads), str(ranks)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -152,7 +152,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=3, help="each system once a round (default: %(default)s)")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and raw times")
-    gpu = made.add_argument_group("on a GPU (the options above but --systems and --json do not apply)")
+    made.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="ranks of gridserve, on a GPU each (%(default)s)"
+    )
+    gpu = made.add_argument_group("on a GPU (of the options above --systems, --json and --tensor-parallel apply)")
     gpu.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the engines run (%(default)s)")
     gpu.add_argument("--shapes", nargs="+", default=sorted(SHAPES), choices=sorted(SHAPES), help="default: all")
     gpu.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
@@ -175,11 +178,12 @@ def main(argv: list[str]) -> int:
             arguments.dry_run,
             arguments.json,
             arguments.markdown,
+            arguments.tensor_parallel,
         )
     model = str(resolve_model(arguments.model))
     peers: list[Peer] = []
     for name in arguments.systems or DEFAULT_SYSTEMS:
-        peer = Peer(name, model, arguments.threads)
+        peer = Peer(name, model, arguments.threads, arguments.tensor_parallel)
         if peer.missing:
             print(f"{name}: not installed ({peer.missing}); pip install 'gridserve[bench]'", file=sys.stderr)
         else:
@@ -221,6 +225,7 @@ def main(argv: list[str]) -> int:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "cpu": cpu_name(),
             "threads": arguments.threads,
+            "tensor_parallel": arguments.tensor_parallel,
             "model": arguments.model,
             "versions": {peer.name: peer.version for peer in peers},
             "interrupted": interrupted,

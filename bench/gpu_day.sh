@@ -95,9 +95,19 @@ agreement() { # SHAPE [OPTION...]
     --markdown "$OUT/agreement-$shape.md" "$@"
 }
 
-formats() { # What the cache's dtype and deterministic mode cost.
+formats() { # What the dtypes of weights and cache and deterministic mode bring or cost.
   gridserve bench engine --device cuda --shapes llama-3.2-1b --json "$OUT/formats.json" --markdown "$OUT/formats.md" \
-    --systems gridserve gridserve-fp8-kv gridserve-int8-kv gridserve-deterministic
+    --systems gridserve gridserve-int8-weights gridserve-fp8-kv gridserve-int8-kv gridserve-deterministic "$@"
+}
+
+planning() { # What planning a step ahead brings, and guessing tokens instead.
+  gridserve bench engine --device cuda --shapes llama-3.2-1b --json "$OUT/planning.json" --markdown "$OUT/planning.md" \
+    --systems gridserve gridserve-no-overlap gridserve-ngram "$@"
+}
+
+ranks() { # Two GPUs for one model, where there are two.
+  gridserve bench engine --device cuda --shapes llama-3.1-8b --json "$OUT/ranks.json" --markdown "$OUT/ranks.md" \
+    --systems gridserve gridserve-no-overlap vllm --tensor-parallel 2 "$@"
 }
 
 report() {
@@ -120,6 +130,9 @@ stage environment 60 environment
 if [ "$DRY" = --dry-run ]; then
   stage kernels 240 kernels
   stage engine 240 engine llama-3.2-1b --dry-run
+  stage formats 240 formats --dry-run
+  stage planning 240 planning --dry-run
+  stage ranks 240 ranks --dry-run
   stage agreement 120 agreement llama-3.2-1b --dry-run
 else
   stage tests 420 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/kernels/gpu
@@ -131,7 +144,9 @@ else
     stage "engine-$shape" 420 engine "$shape"
     stage "agreement-$shape" 180 agreement "$shape"
   done
-  stage formats 400 formats
+  stage formats 460 formats
+  stage planning 400 planning
+  [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ] && stage ranks 460 ranks
 fi
 rm -f "$OUT/report.done"
 stage report 30 report

@@ -100,6 +100,10 @@ class RequestUpdate(Struct, frozen=True, gc=False):
     error: str | None = None
 
 
+class DeviceLostError(Exception):
+    """No later batch can run either: the process that owns the executor has to be started again."""
+
+
 class Executor(Protocol):
     """Runs a batch: the model on a device, or the twin on a virtual clock."""
 

@@ -36,6 +36,9 @@ class EngineConfig:
         overlap: plan a step while the last one runs; on a GPU unless speculating when None. A CPU cannot.
         speculate: `ngram` guesses from the request's own text (`engine.speculation`); the text stays the same.
         max_draft: most tokens guessed for a request in a step.
+        tensor_parallel: ranks that share the model, a process and a GPU each; on a CPU a process each. Sizes of memory
+            and numbers of threads are those of one rank.
+        rank_timeout_s: a step that takes longer means that a rank is lost: the engine ends, and is started again.
     """
 
     model: str
@@ -55,6 +58,8 @@ class EngineConfig:
     overlap: bool | None = None
     speculate: str = "off"
     max_draft: int = 4
+    tensor_parallel: int = 1
+    rank_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -65,6 +70,13 @@ class EngineConfig:
             raise ValueError(f"speculate must be one of {', '.join(SPECULATIONS)}, got {self.speculate!r}")
         if self.overlap and self.speculate != "off":
             raise ValueError("speculation plans a step from the last one's tokens: leave overlap off")
+        if self.deterministic and self.tensor_parallel > 2:
+            raise ValueError(
+                "the order in which more than two ranks are summed changes with the batch: leave deterministic off or "
+                "use a tensor_parallel of 2"
+            )
+        if not self.rank_timeout_s > 0.0:
+            raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
         if not 0.0 < self.gpu_memory_fraction <= 1.0:
             raise ValueError(f"gpu_memory_fraction must be above 0 and at most 1, got {self.gpu_memory_fraction}")
         if self.block_size < 16 or self.block_size % 16:
@@ -77,6 +89,7 @@ class EngineConfig:
             "kv_cache_bytes",
             "num_threads",
             "max_draft",
+            "tensor_parallel",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.safetensors_files import safetensors_files
+from engine.weights import Part
 from kernels.linear import Int4Blocks, Int8Blocks
 
 ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -36,12 +37,18 @@ class SafetensorsWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._owner
 
-    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        self._entry(name)
-        tensor: torch.Tensor = self._owner[name].get_tensor(name)
+    def dense(self, name: str, dtype: torch.dtype, part: Part | None = None) -> torch.Tensor:
+        entry = self._entry(name)
+        tensor: torch.Tensor
+        if part is None:
+            tensor = self._owner[name].get_tensor(name)
+        elif part.dim == 0:
+            tensor = entry[part.start : part.stop]
+        else:
+            tensor = entry[:, part.start : part.stop]
         return tensor.to(dtype)
 
-    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
+    def blocks(self, name: str, part: Part | None = None) -> Int4Blocks | Int8Blocks | None:
         return None
 
     def _entry(self, name: str) -> Any:

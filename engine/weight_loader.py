@@ -10,7 +10,7 @@ import torch
 from engine.model_config import ModelConfig
 from engine.rope import inverse_frequencies, rope_table
 from engine.weights import ROPE_FACTORS, Weights
-from kernels.linear import Int4Blocks, Int8Blocks, Weight, activation_dtype
+from kernels.linear import Int4Blocks, Int8Blocks, Weight, activation_dtype, quantize_int8
 from kernels.weight_format import WeightFormat
 
 Progress = Callable[[int, int], None]
@@ -36,7 +36,7 @@ class LayerTensors:
 
 
 class WeightLoader:
-    """Reads each weight once, onto the device, in the dtype of the activations or in its stored blocks.
+    """Reads each weight once, onto the device: in the dtype of the activations, its stored blocks or rounded to int8.
 
     `progress` is called with (bytes read, bytes in all). Raises `ValueError` for an absent weight or a wrong shape.
     """
@@ -89,10 +89,12 @@ class WeightLoader:
         )
 
     def lm_head(self, embedding: torch.Tensor) -> Weight:
-        """`[V, H]`; the embedding itself, in its stored blocks where those are asked for, when the two are tied."""
+        """`[V, H]`; the embedding itself where they are tied, in its stored blocks or rounded as the format asks."""
         config = self._config
         if not config.tie_word_embeddings:
             return self._linear({"lm_head": config.vocab_size}, config.hidden_size)
+        if self._format is WeightFormat.INT8:
+            return quantize_int8(embedding)
         blocks = self._weights.blocks("model.embed_tokens.weight") if self._format is WeightFormat.INT4 else None
         return embedding if blocks is None else self._move(blocks)
 
@@ -110,7 +112,8 @@ class WeightLoader:
             if blocks is not None:
                 return blocks
         parts = [self._tensor(f"{name}.weight", rows, columns) for name, rows in modules.items()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        dense = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return quantize_int8(dense) if self._format is WeightFormat.INT8 else dense
 
     def _bias(self, modules: dict[str, int], wanted: bool) -> torch.Tensor | None:
         return torch.cat([self._tensor(f"{name}.bias", rows) for name, rows in modules.items()]) if wanted else None

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from gguf.constants import GGML_QUANT_SIZES
 
 from engine.gguf_file import GgufFile, GgufTensor
 from engine.gguf_quants import dequantize, quantized_blocks
@@ -18,6 +20,26 @@ from engine.model_config import ModelConfig
 from kernels.linear import Int4Blocks, Int8Blocks
 
 ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows (`dim` 0) or columns (`dim` 1) `start .. stop` of a weight."""
+
+    dim: int
+    start: int
+    stop: int
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.narrow(self.dim, self.start, self.stop - self.start)
+
+    def in_blocks(self, block: int) -> Part | None:
+        """The same part of a weight's scales, one for each `block` columns; None where it cuts a block."""
+        if self.dim == 0:
+            return self
+        if self.start % block or self.stop % block:
+            return None
+        return Part(1, self.start // block, self.stop // block)
 
 
 class Weights(Protocol):
@@ -34,12 +56,12 @@ class Weights(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """The weight in the shape of the model, on the CPU."""
+    def dense(self, name: str, dtype: torch.dtype, part: Part | None = None) -> torch.Tensor:
+        """The weight in the shape of the model, on the CPU; of a `part` no more than that is read."""
         ...
 
-    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
-        """The weight as 4-bit or 8-bit blocks, without loss; None when it is not stored so."""
+    def blocks(self, name: str, part: Part | None = None) -> Int4Blocks | Int8Blocks | None:
+        """The weight as 4-bit or 8-bit blocks, without loss; None when it is not stored so or `part` cuts a block."""
         ...
 
 
@@ -59,12 +81,13 @@ class TensorWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
-    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+    def dense(self, name: str, dtype: torch.dtype, part: Part | None = None) -> torch.Tensor:
         if name not in self.tensors:
             raise ValueError(f"the model has no weight {name}")
-        return self.tensors[name].to(dtype)
+        tensor = self.tensors[name]
+        return (tensor if part is None else part.of(tensor)).to(dtype)
 
-    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
+    def blocks(self, name: str, part: Part | None = None) -> Int4Blocks | Int8Blocks | None:
         return None
 
 
@@ -112,14 +135,19 @@ class GgufWeights:
     def __contains__(self, name: str) -> bool:
         return gguf_name(name) in self._file.tensors
 
-    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+    def dense(self, name: str, dtype: torch.dtype, part: Part | None = None) -> torch.Tensor:
         tensor = self._tensor(name)
-        weight = dequantize(self._file.raw(tensor), tensor.type, dtype)
-        return self._restore_rows(name, weight.view(tensor.shape))
+        raw = self._raw(tensor, part)
+        if raw is None:
+            assert part is not None
+            return part.of(self.dense(name, dtype)).contiguous()
+        weight = dequantize(raw, tensor.type, dtype)
+        return self._restore_rows(name, weight.view(-1) if len(tensor.shape) == 1 else weight)
 
-    def blocks(self, name: str) -> Int4Blocks | Int8Blocks | None:
+    def blocks(self, name: str, part: Part | None = None) -> Int4Blocks | Int8Blocks | None:
         tensor = self._tensor(name)
-        blocks = quantized_blocks(self._file.raw(tensor), tensor.type)
+        raw = self._raw(tensor, part)
+        blocks = None if raw is None else quantized_blocks(raw, tensor.type)
         if blocks is None:
             return None
         codes, scales = self._restore_rows(name, blocks.codes), self._restore_rows(name, blocks.scales)
@@ -132,6 +160,17 @@ class GgufWeights:
         if tensor is None:
             raise ValueError(f"{self._file.path} has no tensor {gguf_name(name)}")
         return tensor
+
+    def _raw(self, tensor: GgufTensor, part: Part | None) -> torch.Tensor | None:
+        """Stored bytes of a part, a view of the mapped file; None where the part cuts the format's blocks."""
+        raw = self._file.raw(tensor)
+        if part is None:
+            return raw
+        if part.dim == 0 and len(tensor.shape) > 1:
+            return part.of(raw)
+        block, block_bytes = GGML_QUANT_SIZES[tensor.type]
+        stored = Part(1, part.start, part.stop).in_blocks(block)
+        return None if stored is None else raw[:, stored.start * block_bytes : stored.stop * block_bytes]
 
     def _restore_rows(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         if not any(module in name for module in self._permuted):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
+from engine.batch import DeviceLostError
 from engine.client_protocol import EngineStats
 from engine.config import EngineConfig
 from engine.engine import Engine, StepOutcome
@@ -45,17 +46,17 @@ from engine.messages import (
     encoder,
     to_engine_decoder,
 )
+from engine.rank_processes import EXIT_DEVICE_LOST
 from engine.request import FinishReason, Request
 from kernels.threads import configure_environment
 
 if TYPE_CHECKING:
-    from engine.build import Runner
+    from engine.build import Probed
     from engine.guided import CompiledGuide, GuideCompiler
     from engine.pace import PacedExecutor
 
 logger = logging.getLogger("gridserve.engine")
 
-EXIT_DEVICE_LOST = 70
 MAX_PROBES = 3
 PROBE_INTERVAL_MS = 500
 
@@ -76,7 +77,7 @@ class Worker:
         channel: zmq.Socket[bytes],
         engine: Engine,
         executor: PacedExecutor,
-        runner: Runner,
+        runner: Probed,
         compiler: GuideCompiler,
         eos_token_ids: frozenset[int],
     ) -> None:
@@ -243,6 +244,8 @@ class Worker:
         """Probe the model after an executor error; a device that stays lost ends the process, to be restarted."""
         try:
             self._runner.probe()
+        except DeviceLostError:
+            raise SystemExit(EXIT_DEVICE_LOST) from None
         except Exception:
             self._failed_probes += 1
             logger.exception("probe %d of %d failed", self._failed_probes, MAX_PROBES)
@@ -308,7 +311,10 @@ def main(argv: list[str]) -> int:
         # What loading made stays: a full collection over it would hold up a step.
         gc.freeze()
         channel.send(encoder.encode(Ready(built.info, built.engine.scheduler.stats())))
-        worker.run()
+        try:
+            worker.run()
+        finally:
+            built.close()
     return 0
 
 

@@ -111,6 +111,12 @@ def served_shape(options: ServerOptions, checkpoint: Checkpoint) -> ModelShape:
     return shape_of(config, options.engine.model_id, checkpoint.weight_bytes / config.num_parameters)
 
 
+def boards(options: ServerOptions) -> int:
+    """How many boards serve: one to a rank. Ranks on a CPU share the machine, whose energy is one figure."""
+    alone = options.engine.device == "cpu" and not (options.power_device or "").startswith("simulated")
+    return 1 if alone else options.engine.tensor_parallel
+
+
 def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:
     """Open the ledger, the devices and the policy. Raises `LedgerError`, `DeviceError`, `PolicyError`, `ValueError`."""
     alarms = AlarmBoard()
@@ -139,6 +145,7 @@ def build_parts(options: ServerOptions, shape: ModelShape) -> Parts:
                 on_audit=control.on_power_audit,
                 on_alarm=control.on_power_alarm,
                 mode=Mode.OBSERVE,
+                gpus=boards(options),
             )
         power = steering.power
         simulated = power is not None and all(isinstance(device, SimulatedDevice) for device in power.devices)

@@ -65,13 +65,14 @@ def build_power(
     on_audit: Callable[[AuditRecord], None] | None = None,
     on_alarm: Callable[[str], None] | None = None,
     mode: Mode | None = None,
+    gpus: int = 1,
 ) -> PowerPlane | None:
     """The power plane on the named device, under the policy; None where nothing can be measured (`auto` only).
 
-    `device`: see `power.open.open_devices`. `mode`: instead of the policy's own, where it may do less than it asks
-    for. Raises `ValueError` or `power.device.DeviceError`.
+    `device`: see `power.open.open_devices`; `gpus` of them serve together. `mode`: instead of the policy's own, where
+    it may do less than it asks for. Raises `ValueError` or `power.device.DeviceError`.
     """
-    devices = open_devices(device, shape)
+    devices = open_devices(device, shape, count=gpus)
     if not devices:
         return None
     spec = policy.spec if policy is not None else None

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels import reference
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, Int8Channels
 from kernels.metadata import AttentionMetadata
 
 QUANTIZED_DTYPES = (torch.int8, torch.float8_e4m3fn)
@@ -240,23 +240,6 @@ def count_tokens(output_counts: torch.Tensor, slots: torch.Tensor, token_ids: to
     """Add one to `output_counts[slots[r], token_ids[r]]`; the slots `[R]` differ, -1 skips."""
     kept = slots >= 0
     output_counts[slots[kept].long(), token_ids[kept]] += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Channels:
-    """A weight `[N, K]`: `w = scale * code`, codes int8 `[N, K]`, scales fp32 `[N]`."""
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-
-    def dequantize(self) -> torch.Tensor:
-        return self.codes.float() * self.scales[:, None]
-
-
-def quantize_int8(weight: torch.Tensor) -> Int8Channels:
-    """Symmetric int8 with one scale for each output channel."""
-    codes, scales = quantize_heads(weight[:, None], torch.int8)
-    return Int8Channels(codes.squeeze(1), scales.squeeze(1))
 
 
 def quantize_int4(weight: torch.Tensor, block: int = 32) -> Int4Blocks:

@@ -17,9 +17,8 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from kernels.gpu import checks, tuning
-from kernels.gpu.definitions import Int8Channels
 from kernels.gpu.tuning import PackedFormat
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, Int8Channels
 
 _INT4_BLOCK = 32
 VENDOR_TOKENS = 64

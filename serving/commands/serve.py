@@ -93,7 +93,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--compute", default="auto", choices=("auto", "cpu", "cuda"), help="where the model runs")
     engine.add_argument(
-        "--weight-format", default="auto", choices=("auto", "fp32", "bf16", "int4"), help="(%(default)s)"
+        "--weight-format", default="auto", choices=("auto", "fp32", "bf16", "int8", "int4"), help="(%(default)s)"
     )
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and output together")
     engine.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="running at once (%(default)s)")
@@ -133,6 +133,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=False,
         help="on a GPU, wait for a step's tokens before planning the next",
+    )
+    engine.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share the model among N GPUs, or N processes on a CPU (%(default)s)",
     )
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
 
@@ -274,6 +281,7 @@ def engine_config(arguments: argparse.Namespace, path: Path) -> EngineConfig:
         overlap=arguments.overlap,
         speculate=arguments.speculate,
         max_draft=arguments.max_draft,
+        tensor_parallel=arguments.tensor_parallel,
     )
 
 

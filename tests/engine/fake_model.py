@@ -88,6 +88,18 @@ def unpressured_tokens(request: Request, max_model_len: int) -> list[int]:
             return output
 
 
+def published_texts(pool: BlockPool) -> set[tuple[int, ...]]:
+    """The token sequences whose keys and values another request could find in the cache now."""
+    texts = set()
+    for content in pool._contents:
+        text: tuple[int, ...] = ()
+        while content is not None:
+            text = content.token_ids + text
+            content = content.parent
+        texts.add(text)
+    return texts - {()}
+
+
 @pytest.fixture
 def make_request() -> Callable[..., Request]:
     """`make_request(prompt, request_id=..., arrival_s=..., priority=..., cache_salt=..., eos=..., **sampling)`."""

@@ -5,46 +5,30 @@ What the Triton kernels make of the same engine is checked in `tests/kernels/gpu
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from engine.batch import Batch, ScheduledRequest
-from engine.block_pool import BlockPool
 from engine.decode_graphs import padded_size, padded_sizes
 from engine.decoder import Decoder
-from engine.device_runner import DeviceRunner, Limits
 from engine.engine import Engine
-from engine.model_config import ModelConfig
-from engine.model_runner import ModelRunner
 from engine.random_model import random_model
 from engine.request import FinishReason, Guide, GuideKind, Request, SamplingParams
 from engine.sampler import Sampler
-from engine.scheduler import Scheduler
-from engine.scheduler_config import SchedulerConfig
-from kernels.kv_cache import allocate_kv_caches, allocate_kv_scales
 from kernels.weight_format import WeightFormat
-
-VOCAB, BLOCK_SIZE, MAX_LEN = 300, 16, 256
-CPU = torch.device("cpu")
-CONFIG = ModelConfig(
-    architecture="qwen3",
-    vocab_size=VOCAB,
-    hidden_size=64,
-    intermediate_size=96,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
-    max_position_embeddings=MAX_LEN,
-    layer_windows=(None, 40),
-    qk_norm=True,
+from tests.engine.random_engine import (
+    VOCAB,
+    device_runner,
+    make_engine,
+    plain_runner,
+    ragged_requests,
+    serve,
+    small_config,
 )
+
+CONFIG = small_config()
 
 
 @pytest.fixture(scope="module")
@@ -53,43 +37,6 @@ def decoder() -> Decoder:
     made = Decoder(CONFIG, random_model(CONFIG, seed=5), WeightFormat.BF16)
     made._compiled = None
     return made
-
-
-def make_runner(decoder: Decoder, num_blocks: int = 60, dtype: torch.dtype = torch.bfloat16, **options) -> DeviceRunner:
-    caches = allocate_kv_caches(2, num_blocks, 2, BLOCK_SIZE, 32, dtype, CPU)
-    scales = None if dtype is torch.bfloat16 else allocate_kv_scales(2, num_blocks, 2, BLOCK_SIZE, CPU)
-    limits = Limits(options.pop("max_num_seqs", 9), MAX_LEN)
-    return DeviceRunner(decoder, caches, scales, VOCAB, limits, CPU, **options)
-
-
-def make_engine(runner, num_blocks: int = 60, **config: int) -> Engine:
-    settings = SchedulerConfig(**{"max_model_len": MAX_LEN, "max_num_seqs": 9} | config)
-    return Engine(Scheduler(settings, BlockPool(num_blocks, BLOCK_SIZE)), runner)
-
-
-def requests(count: int = 12, **params) -> list[Request]:
-    """Ragged prompts, half of them with a common beginning."""
-    rng = random.Random(1)
-    prefix = [rng.randrange(VOCAB) for _ in range(40)]
-    made = []
-    for index in range(count):
-        own = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 15, 16, 17, 60]))]
-        sampling = SamplingParams(**{"max_tokens": rng.randrange(1, 40), "temperature": 0.0} | params)
-        made.append(Request(f"r{index}", tuple(prefix * (index % 2) + own), sampling, float(index)))
-    return made
-
-
-def run(engine: Engine, batch: list[Request]) -> dict[str, list[int]]:
-    for each in batch:
-        engine.add(each)
-    for _ in range(10_000):
-        if not engine.has_work:
-            break
-        outcome = engine.step()
-        assert outcome.fault is None, outcome.fault
-        engine.scheduler.check_integrity()
-    assert not engine.has_work
-    return {each.request_id: each.token_ids[each.num_prompt_tokens :] for each in batch}
 
 
 SETUPS = [
@@ -103,10 +50,9 @@ SETUPS = [
 @pytest.mark.parametrize("setup", SETUPS)
 def test_greedy_text_is_that_of_the_plain_runner(decoder, setup):
     num_blocks = setup.get("num_blocks", 60)
-    caches = allocate_kv_caches(2, num_blocks, 2, BLOCK_SIZE, 32, torch.bfloat16, CPU)
-    plain = make_engine(ModelRunner(decoder, caches, Sampler(VOCAB), CPU), **setup)
-    engine = make_engine(make_runner(decoder, num_blocks), **setup)
-    assert run(engine, requests()) == run(plain, requests())
+    plain = make_engine(plain_runner(decoder, num_blocks), **setup)
+    engine = make_engine(device_runner(decoder, num_blocks), **setup)
+    assert serve(engine, ragged_requests()) == serve(plain, ragged_requests())
     assert engine.scheduler.stats().prefix_hit_tokens > 0
     if "num_blocks" in setup:
         assert engine.scheduler.stats().preemptions > 0
@@ -116,10 +62,10 @@ def test_greedy_text_is_that_of_the_plain_runner(decoder, setup):
 def test_drawn_tokens_do_not_depend_on_the_company(decoder, setup):
     params = {"temperature": 0.9, "seed": 7, "top_p": 0.9, "presence_penalty": 0.4, "repetition_penalty": 1.1}
     num_blocks = setup.get("num_blocks", 60)
-    together = run(make_engine(make_runner(decoder, num_blocks), **setup), requests(**params))
+    together = serve(make_engine(device_runner(decoder, num_blocks), **setup), ragged_requests(**params))
     alone = {}
-    for each in requests(**params):
-        alone |= run(make_engine(make_runner(decoder)), [each])
+    for each in ragged_requests(**params):
+        alone |= serve(make_engine(device_runner(decoder)), [each])
     assert together == alone
 
 
@@ -127,17 +73,17 @@ def test_drawn_tokens_do_not_depend_on_the_company(decoder, setup):
 def test_a_quantised_cache_serves(decoder, dtype):
     """The same text whatever the batch; most tokens of the first step as with a bf16 cache."""
     caches = {"num_blocks": 17}
-    together = run(make_engine(make_runner(decoder, 17, dtype), **caches), requests())
+    together = serve(make_engine(device_runner(decoder, 17, dtype), **caches), ragged_requests())
     alone = {}
-    for each in requests():
-        alone |= run(make_engine(make_runner(decoder, 60, dtype)), [each])
+    for each in ragged_requests():
+        alone |= serve(make_engine(device_runner(decoder, 60, dtype)), [each])
     assert together == alone
-    exact = run(make_engine(make_runner(decoder)), requests())
+    exact = serve(make_engine(device_runner(decoder)), ragged_requests())
     assert sum(together[name][0] == exact[name][0] for name in exact) >= len(exact) - 1
 
 
 def test_steps_run_at_padded_sizes_and_padding_leaves_the_cache_alone(decoder):
-    runner = make_runner(decoder)
+    runner = device_runner(decoder)
     sizes = []
     inner = runner._decodes
 
@@ -151,7 +97,7 @@ def test_steps_run_at_padded_sizes_and_padding_leaves_the_cache_alone(decoder):
     before = [tuple(cache.clone() for cache in pair) for pair in runner._kv_caches]
     runner.probe()
     assert all(torch.equal(a, b) for left, right in zip(before, runner._kv_caches) for a, b in zip(left, right))
-    run(make_engine(runner), requests(5))
+    serve(make_engine(runner), ragged_requests(5))
     assert set(sizes) <= {1, 2, 4, 8, 9}
     assert 8 in sizes, "five decodes run as eight"
 
@@ -174,11 +120,11 @@ def schedule(request: Request, start: int, count: int, samples: bool = True) -> 
 
 def test_a_step_is_launched_before_the_last_ones_token_is_known(decoder):
     """Step N+1 names a token that only the device has; mixed with a new prompt it finds it too."""
-    first, second = requests(4)[1::2]
+    first, second = ragged_requests(4)[1::2]
     expected = {}
-    for each in requests(4)[1::2]:
-        expected |= run(make_engine(make_runner(decoder)), [each])
-    runner = make_runner(decoder)
+    for each in ragged_requests(4)[1::2]:
+        expected |= serve(make_engine(device_runner(decoder)), [each])
+    runner = device_runner(decoder)
     first.block_table, second.block_table = [*range(1, 18, 2)], [*range(2, 19, 2)]
     length = first.num_prompt_tokens
     steps = [
@@ -193,17 +139,17 @@ def test_a_step_is_launched_before_the_last_ones_token_is_known(decoder):
 
 
 def test_only_single_tokens_may_be_unknown(decoder):
-    request = requests(1)[0]
+    request = ragged_requests(1)[0]
     request.block_table = [1, 2]
     batch = Batch(0, (schedule(request, 0, request.num_prompt_tokens + 1),))
     with pytest.raises(ValueError, match="past what is known"):
-        make_runner(decoder).launch(batch)
+        device_runner(decoder).launch(batch)
 
 
 def test_a_block_exchanged_under_a_request_reaches_the_device(decoder):
     """Publishing may swap a request's block for an equal one that another request holds."""
-    runner = make_runner(decoder)
-    request = requests(2)[1]
+    runner = device_runner(decoder)
+    request = ragged_requests(2)[1]
     request.block_table = [3, 5, 7, 9]
     length = request.num_prompt_tokens
     runner.run(Batch(0, (schedule(request, 0, length),)))
@@ -220,7 +166,7 @@ def test_a_block_exchanged_under_a_request_reaches_the_device(decoder):
 def test_draws_follow_their_distribution(decoder):
     """2,000 seeds of one prompt against the softmax of its logits after temperature and top-k."""
     params = {"max_tokens": 1, "temperature": 0.7, "top_k": 8}
-    runner = make_runner(decoder, num_blocks=400, max_num_seqs=400)
+    runner = device_runner(decoder, num_blocks=400, max_num_seqs=400)
     prompt = tuple(range(5))
     counts: dict[int, int] = {}
     for chunk in range(5):
@@ -229,7 +175,7 @@ def test_draws_follow_their_distribution(decoder):
             for seed in range(400)
         ]
         engine = make_engine(runner, 400, max_num_seqs=400, max_num_batched_tokens=2048)
-        for tokens in run(engine, made).values():
+        for tokens in serve(engine, made).values():
             counts[tokens[0]] = counts.get(tokens[0], 0) + 1
         runner._rows.drop([each.request_id for each in made])
     exact = logits_of(decoder, prompt) / 0.7
@@ -249,9 +195,8 @@ def logits_of(decoder: Decoder, prompt: tuple[int, ...]) -> torch.Tensor:
             seen.append(logits.clone())
             return super().sample(logits, requests, drafts)
 
-    caches = allocate_kv_caches(2, 8, 2, BLOCK_SIZE, 32, torch.bfloat16, CPU)
     request = Request("one", prompt, SamplingParams(max_tokens=1, temperature=0.0), 0.0)
-    run(make_engine(ModelRunner(decoder, caches, Looking(VOCAB), CPU), 8), [request])
+    serve(make_engine(plain_runner(decoder, 8, Looking(VOCAB)), 8), [request])
     return seen[0][0]
 
 
@@ -278,9 +223,8 @@ def test_bias_penalties_minimum_and_logprobs_agree_with_the_plain_sampler(decode
                 found.setdefault(update.request.request_id, []).append((update.token_ids, update.logprobs))
         return found
 
-    caches = allocate_kv_caches(2, 60, 2, BLOCK_SIZE, 32, torch.bfloat16, CPU)
-    expected = collect(make_engine(ModelRunner(decoder, caches, Sampler(VOCAB), CPU)))
-    actual = collect(make_engine(make_runner(decoder)))
+    expected = collect(make_engine(plain_runner(decoder)))
+    actual = collect(make_engine(device_runner(decoder)))
     assert actual.keys() == expected.keys()
     for name, steps in expected.items():
         assert [tokens for tokens, _ in actual[name]] == [tokens for tokens, _ in steps], name
@@ -294,12 +238,11 @@ def test_guided_output_follows_its_guide(embedded_tokenizer):
     from engine.guided import GuideCompiler
 
     vocab = embedded_tokenizer.vocab_size if hasattr(embedded_tokenizer, "vocab_size") else 49152
-    config = ModelConfig(**{field: getattr(CONFIG, field) for field in CONFIG.__slots__} | {"vocab_size": vocab})
+    config = small_config(vocab_size=vocab)
     decoder = Decoder(config, random_model(config, seed=2), WeightFormat.BF16)
     decoder._compiled = None
     compiler = GuideCompiler(embedded_tokenizer.to_json(), vocab, embedded_tokenizer.eos_token_ids)
-    caches = allocate_kv_caches(2, 20, 2, BLOCK_SIZE, 32, torch.bfloat16, CPU)
-    runner = DeviceRunner(decoder, caches, None, vocab, Limits(4, MAX_LEN), CPU, compiler)
+    runner = device_runner(decoder, 20, max_num_seqs=4, guide_compiler=compiler)
     guide = Guide(GuideKind.REGEX, "(yes|no), [0-9]{3}")
     params = SamplingParams(max_tokens=20, temperature=1.0, seed=3, guide=guide)
     guided = Request("guided", (1, 2, 3), params, 0.0, eos_token_ids=embedded_tokenizer.eos_token_ids)
@@ -307,7 +250,7 @@ def test_guided_output_follows_its_guide(embedded_tokenizer):
     failing = Request("failing", (1, 2, 3), broken, 1.0)
     assert runner.needs_host_tokens(guided)
     engine = make_engine(runner, 20, max_num_seqs=4)
-    run(engine, [guided, failing])
+    serve(engine, [guided, failing])
     text = embedded_tokenizer.decode([t for t in guided.token_ids[3:] if t not in embedded_tokenizer.eos_token_ids])
     assert text.split(", ")[0] in ("yes", "no")
     assert guided.finish_reason is FinishReason.STOP
@@ -325,9 +268,9 @@ def test_a_request_without_a_possible_token_fails_alone(decoder):
                 logits[1] = torch.nan
             return logits
 
-    runner = make_runner(decoder)
+    runner = device_runner(decoder)
     runner._model = Broken()
-    batch = requests(3)
+    batch = ragged_requests(3)
     engine = make_engine(runner)
     for each in batch:
         engine.add(each)
@@ -341,28 +284,29 @@ def test_a_request_without_a_possible_token_fails_alone(decoder):
 
 
 def test_rows_are_given_back(decoder):
-    runner = make_runner(decoder, max_num_seqs=3)
+    runner = device_runner(decoder, max_num_seqs=3)
     for turn in range(3):
-        run(make_engine(runner, max_num_seqs=3), requests(5))
+        serve(make_engine(runner, max_num_seqs=3), ragged_requests(5))
         runner._rows.drop([f"r{index}" for index in range(5)])
         assert sorted(runner._rows._free) == [0, 1, 2], turn
 
 
 def test_warm_up_leaves_no_request_behind(decoder):
-    runner = make_runner(decoder)
+    runner = device_runner(decoder)
     seen: list[tuple[int, int]] = []
     runner.warm_up(lambda done, total: seen.append((done, total)))
     assert seen
     assert all(done < total for done, total in seen)
     assert len(runner._rows._free) == 9
-    assert run(make_engine(runner), requests()) == run(make_engine(make_runner(decoder)), requests())
+    cold = device_runner(decoder)
+    assert serve(make_engine(runner), ragged_requests()) == serve(make_engine(cold), ragged_requests())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**64 + 5, -3])
 def test_any_integer_is_a_seed(decoder, seed):
     params = SamplingParams(max_tokens=2, temperature=1.0, seed=seed)
     request = Request("r", (1, 2, 3), params, 0.0)
-    assert len(run(make_engine(make_runner(decoder)), [request])["r"]) == 2
+    assert len(serve(make_engine(device_runner(decoder)), [request])["r"]) == 2
 
 
 def test_the_upload_is_a_copy():

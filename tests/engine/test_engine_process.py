@@ -19,19 +19,14 @@ import pytest_asyncio
 import zmq
 
 from engine.client import EngineClient, EngineStartError
-from engine.client_protocol import EngineHealth, EngineStats, EngineUnavailableError, Generation, TokenDelta
-from engine.config import EngineConfig
+from engine.client_protocol import EngineHealth, EngineStats, EngineUnavailableError, Generation
 from engine.messages import Abort, Delta, StepOutputs, Submit, ToEngine, encoder, from_engine_decoder
 from engine.request import FinishReason, Guide, GuideKind, SamplingParams
+from tests.engine.small_process import collect, config, generation, tokens, until
 
 # Steps take so many times as long where a request must still run when the test acts, however busy the machine.
 SLOW = 200.0
 IDLE = EngineStats(0, 0, 0, None, 0, 1, 0, 0, 0)
-
-
-def config(model: Path, **changes: object) -> EngineConfig:
-    settings = {"max_model_len": 512, "max_num_seqs": 32, "kv_cache_bytes": 4 << 20, "num_threads": 1} | changes
-    return EngineConfig(str(model), "tiny", **settings)  # type: ignore[arg-type]
 
 
 @pytest_asyncio.fixture
@@ -40,26 +35,6 @@ async def client(tiny_model: Path) -> AsyncIterator[EngineClient]:
     await made.start()
     yield made
     await made.close()
-
-
-def generation(name: str, length: int = 20, **sampling: object) -> Generation:
-    params = SamplingParams(**({"max_tokens": length, "temperature": 0.0, "ignore_eos": True} | sampling))
-    return Generation(name, (5, 6, 7, 8), params)
-
-
-async def collect(client: EngineClient, wanted: Generation) -> list[TokenDelta]:
-    return [delta async for delta in client.generate(wanted)]
-
-
-def tokens(deltas: list[TokenDelta]) -> list[int]:
-    return [token for delta in deltas for token in delta.token_ids]
-
-
-async def until(condition, what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        await asyncio.sleep(0.02)
 
 
 async def test_streams_end_with_a_reason_and_equal_requests_get_equal_tokens(client):

@@ -84,7 +84,7 @@ def test_random_weights_are_the_same_whenever_they_are_read():
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_the_day_goes_on_where_it_stopped(tmp_path):
     """Stages that are done are not run again; what does not fit the budget is left for the next call."""
-    for stage in ("environment", "kernels", "engine", "agreement"):
+    for stage in ("environment", "kernels", "engine", "formats", "planning", "ranks", "agreement"):
         (tmp_path / f"{stage}.done").touch()
     (tmp_path / "engine-x.json").write_text('{"measured": false}')
     (tmp_path / "engine-x.md").write_text("| a table |")

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import Batch, StepResult
 from engine.block_pool import BlockPool
 from engine.decoder import Decoder
-from engine.device_runner import DeviceRunner, Limits
-from engine.engine import Engine, OverlappedEngine
-from engine.model_config import ModelConfig
+from engine.engine import Engine, OverlappedEngine, StepOutcome
+from engine.guided import GuideCompiler
 from engine.pace import PacedLaunchingExecutor
 from engine.random_model import random_model
-from engine.request import FinishReason, Request, SamplingParams
+from engine.request import FinishReason, Guide, GuideKind, Request, SamplingParams
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
-from kernels.kv_cache import allocate_kv_caches
 from kernels.weight_format import WeightFormat
-from tests.engine.fake_model import PagedFakeModel, unpressured_tokens
+from tests.engine.fake_model import PagedFakeModel, published_texts, unpressured_tokens
+from tests.engine.random_engine import VOCAB, device_runner, make_engine, serve, small_config
 
 BLOCK_SIZE, MAX_MODEL_LEN = 4, 36
 
@@ -228,27 +227,10 @@ def test_pacing_stretches_a_step_not_its_wait_behind_another():
     assert slept == [2.0, 4.0]
 
 
-VOCAB = 300
-CONFIG = ModelConfig(
-    architecture="qwen3",
-    vocab_size=VOCAB,
-    hidden_size=64,
-    intermediate_size=96,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
-    max_position_embeddings=256,
-    layer_windows=(None, 40),
-    qk_norm=True,
-)
-
-
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    made = Decoder(CONFIG, random_model(CONFIG, seed=5), WeightFormat.BF16)
+    config = small_config()
+    made = Decoder(config, random_model(config, seed=5), WeightFormat.BF16)
     made._compiled = None
     return made
 
@@ -257,12 +239,9 @@ def decoder() -> Decoder:
 def test_the_device_runner_takes_the_token_from_the_device(decoder, num_blocks):
     """The real executor: a launched step never waits for the host, penalties, seeds and stop tokens included."""
 
-    def run(overlap: bool) -> tuple[dict[str, list[int]], int]:
-        caches = allocate_kv_caches(2, num_blocks, 2, 16, 32, torch.bfloat16, torch.device("cpu"))
-        runner = DeviceRunner(decoder, caches, None, VOCAB, Limits(6, 256), torch.device("cpu"))
-        limits = SchedulerConfig(max_model_len=256, max_num_seqs=6, max_num_batched_tokens=64)
-        scheduler = Scheduler(limits, BlockPool(num_blocks, 16), runs_ahead=overlap)
-        engine = OverlappedEngine(scheduler, runner) if overlap else Engine(scheduler, runner)
+    def texts(overlap: bool) -> dict[str, list[int]]:
+        runner = device_runner(decoder, num_blocks, max_num_seqs=6)
+        engine = make_engine(runner, num_blocks, overlap=overlap, max_num_seqs=6, max_num_batched_tokens=64)
         rng = random.Random(1)
         requests = []
         for index in range(12):
@@ -277,15 +256,81 @@ def test_the_device_runner_takes_the_token_from_the_device(decoder, num_blocks):
             )
             prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.choice([1, 15, 17, 60])))
             requests.append(Request(f"r{index}", prompt, params, float(index)))
-            engine.add(requests[-1])
-        steps = 0
-        while engine.has_work:
-            outcome = engine.step()
-            assert outcome.fault is None, outcome.fault
-            steps += outcome.record is not None
-            engine.scheduler.check_integrity()
-        reasons = {each.finish_reason for each in requests}
-        assert reasons == {FinishReason.STOP, FinishReason.LENGTH}
-        return {each.request_id: each.token_ids[each.num_prompt_tokens :] for each in requests}, steps
+        found = serve(engine, requests)
+        assert {each.finish_reason for each in requests} == {FinishReason.STOP, FinishReason.LENGTH}
+        return found
 
-    assert run(overlap=True)[0] == run(overlap=False)[0]
+    assert texts(overlap=True) == texts(overlap=False)
+
+
+def test_a_token_under_way_at_preemption_is_drawn_again_and_told_once(make_request):
+    engine, model = make(9, max_num_seqs=3, max_num_batched_tokens=24)
+    requests = [make_request([5, index], max_tokens=24) for index in range(3)]
+    received: dict[Request, list[int]] = {each: [] for each in requests}
+    for each in requests:
+        engine.add(each)
+    thrown_away = 0
+    while engine.has_work:
+        before = {each: (each.num_pending_tokens, each.num_preemptions, each.num_tokens) for each in requests}
+        for update in engine.step().updates:
+            received[update.request] += update.token_ids
+        for each in requests:
+            pending, preemptions, known = before[each]
+            if pending and each.num_preemptions > preemptions:
+                # What the step in flight draws for it reads blocks that have a new owner by now.
+                assert each.num_tokens == known
+                assert each.num_pending_tokens == 0
+                thrown_away += 1
+            # What clients have is what the request knows: a token in flight is neither.
+            assert received[each] == each.token_ids[each.num_prompt_tokens :]
+        engine.scheduler.check_integrity()
+    assert thrown_away > 0, "no request was preempted while its token was in flight"
+    assert model.ahead > 0
+    assert all(each.token_ids[2:] == unpressured_tokens(each, MAX_MODEL_LEN) for each in requests)
+
+
+def test_a_token_that_is_being_drawn_is_not_published(make_request):
+    """A block is shared when all of its tokens are known, not a step earlier."""
+    engine, _ = make(20)
+    requests = [make_request([5, 6, 5], max_tokens=16), make_request([5, 6, 5], max_tokens=16)]
+    for each in requests:
+        engine.add(each)
+    longest = 0
+    while engine.has_work:
+        engine.step()
+        for text in published_texts(engine.scheduler.pool):
+            assert any(tuple(each.token_ids[: len(text)]) == text for each in requests)
+            longest = max(longest, len(text))
+    assert longest >= 12
+
+
+def test_guided_output_is_the_same_launched_ahead_or_not(embedded_tokenizer):
+    """A guided request waits for its token, its neighbours do not; a guide that fails takes nobody along."""
+    vocab = embedded_tokenizer.vocab_size
+    config = small_config(vocab_size=vocab)
+    model = Decoder(config, random_model(config, seed=2), WeightFormat.BF16)
+    model._compiled = None
+    eos = embedded_tokenizer.eos_token_ids
+    compiler = GuideCompiler(embedded_tokenizer.to_json(), vocab, eos)
+    guides = ["(yes|no), [0-9]{3}", "[a-f]{12}", "(unclosed"]
+
+    def texts(overlap: bool) -> tuple[dict[str, list[int]], list[FinishReason | None], int]:
+        runner = device_runner(model, 40, max_num_seqs=6, guide_compiler=compiler)
+        engine = make_engine(runner, 40, overlap=overlap, max_num_seqs=6, max_num_batched_tokens=32)
+        requests = []
+        for index in range(8):
+            guide = Guide(GuideKind.REGEX, guides[index // 2 % 3]) if index % 2 else None
+            params = SamplingParams(
+                max_tokens=20, temperature=0.0 if index % 4 == 3 else 1.0, seed=index, guide=guide, ignore_eos=not guide
+            )
+            requests.append(Request(f"r{index}", (1, 2, 3 + index), params, float(index), eos_token_ids=eos))
+        steps: list[StepOutcome] = []
+        found = serve(engine, requests, steps.append)
+        return found, [each.finish_reason for each in requests], len(steps)
+
+    ahead, plain = texts(overlap=True), texts(overlap=False)
+    assert ahead[:2] == plain[:2]
+    assert ahead[1].count(FinishReason.STOP) >= 2
+    assert ahead[1].count(FinishReason.ERROR) == 1
+    answer = embedded_tokenizer.decode([token for token in ahead[0]["r1"] if token not in eos])
+    assert re.fullmatch(guides[0], answer)

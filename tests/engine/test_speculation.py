@@ -5,27 +5,29 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import Batch, SampledTokens, TokenLogprobs
 from engine.block_pool import BlockPool
 from engine.decoder import Decoder
-from engine.device_runner import DeviceRunner, Limits
-from engine.engine import Engine
-from engine.model_config import ModelConfig
-from engine.model_runner import ModelRunner
+from engine.engine import Engine, StepOutcome
 from engine.outcome import step_record
 from engine.random_model import random_model
 from engine.request import FinishReason, Request, SamplingParams
-from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.scheduler_config import SchedulerConfig
 from engine.speculation import NgramConfig, NgramProposer, accepted_tokens
-from kernels.kv_cache import allocate_kv_caches
 from kernels.weight_format import WeightFormat
-from tests.engine.fake_model import VOCABULARY, PagedFakeModel, drawn_token, prefix_digests, unpressured_tokens
+from tests.engine.fake_model import (
+    VOCABULARY,
+    PagedFakeModel,
+    drawn_token,
+    prefix_digests,
+    published_texts,
+    unpressured_tokens,
+)
+from tests.engine.random_engine import device_runner, make_engine, plain_runner, serve, small_config
 
 BLOCK_SIZE, MAX_MODEL_LEN = 4, 36
 
@@ -249,22 +251,32 @@ def test_drafts_take_neither_budget_nor_blocks_from_others(make_request):
     assert scheduler.stats().preemptions == 0
 
 
-VOCAB = 64
-CONFIG = ModelConfig(
-    architecture="llama",
-    vocab_size=VOCAB,
-    hidden_size=64,
-    intermediate_size=96,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
-    max_position_embeddings=256,
-    layer_windows=(None, 40),
-    tie_word_embeddings=True,
-)
+@pytest.mark.parametrize("num_blocks", [9, 30])
+def test_what_others_may_find_is_verified(num_blocks):
+    """Keys and values of guesses lie in the cache; none is findable, and none told, before its guess proved right."""
+    proposer = RandomProposer(num_blocks)
+    config = SchedulerConfig(max_model_len=MAX_MODEL_LEN, max_num_batched_tokens=24, watermark=0.0)
+    scheduler = Scheduler(config, BlockPool(num_blocks, BLOCK_SIZE), proposer=proposer)
+    engine = Engine(scheduler, DraftingFakeModel(BLOCK_SIZE))
+    requests = [
+        Request(f"r{index}", (5, index % 2, 5), SamplingParams(max_tokens=20), float(index)) for index in range(12)
+    ]
+    for each in requests:
+        engine.add(each)
+    longest = 0
+    while engine.has_work:
+        for update in engine.step().updates:
+            told = update.request.token_ids[update.request.num_prompt_tokens :]
+            assert told == unpressured_tokens(update.request, MAX_MODEL_LEN)[: len(told)]
+        for text in published_texts(scheduler.pool):
+            assert any(tuple(each.token_ids[: len(text)]) == text for each in requests)
+            longest = max(longest, len(text))
+    assert longest >= 8
+    assert proposer.drafted > proposer.right > 0
+
+
+CONFIG = small_config(architecture="llama", qk_norm=False, vocab_size=64, tie_word_embeddings=True)
+VOCAB = CONFIG.vocab_size
 
 
 @pytest.fixture(scope="module", params=["compiled", "plain"])
@@ -283,16 +295,10 @@ def test_the_real_executors_draw_what_they_draw_without_guessing(decoder, on_dev
         pytest.skip("the device runner is checked on the plain pass")
 
     def run(proposer: NgramProposer | None) -> tuple[dict[str, tuple], int, int]:
-        caches = allocate_kv_caches(2, 40, 2, 16, 32, torch.bfloat16, torch.device("cpu"))
-        runner = (
-            DeviceRunner(decoder, caches, None, VOCAB, Limits(6, 256), torch.device("cpu"))
-            if on_device
-            else ModelRunner(decoder, caches, Sampler(VOCAB), torch.device("cpu"))
-        )
-        limits = SchedulerConfig(max_model_len=256, max_num_seqs=6, max_num_batched_tokens=64)
-        engine = Engine(Scheduler(limits, BlockPool(40, 16), proposer=proposer), runner)
+        runner = device_runner(decoder, 40, max_num_seqs=6) if on_device else plain_runner(decoder, 40)
+        engine = make_engine(runner, 40, proposer=proposer, max_num_seqs=6, max_num_batched_tokens=64)
         rng = random.Random(3)
-        logprobs: dict[Request, list] = {}
+        requests = []
         for index in range(12):
             params = SamplingParams(
                 max_tokens=60,
@@ -307,19 +313,18 @@ def test_the_real_executors_draw_what_they_draw_without_guessing(decoder, on_dev
                 logit_bias={5: 1.0} if index % 4 == 1 else {},
             )
             phrase = [rng.randrange(VOCAB) for _ in range(9)]
-            request = Request(f"r{index}", tuple(phrase * rng.randrange(1, 6)), params, float(index))
-            engine.add(request)
-            logprobs[request] = []
-        steps = 0
-        while engine.has_work:
-            outcome = engine.step()
-            assert outcome.fault is None, outcome.fault
+            requests.append(Request(f"r{index}", tuple(phrase * rng.randrange(1, 6)), params, float(index)))
+        logprobs: dict[Request, list] = {each: [] for each in requests}
+        steps: list[StepOutcome] = []
+
+        def take(outcome: StepOutcome) -> None:
+            steps.append(outcome)
             for update in outcome.updates:
                 logprobs[update.request] += update.logprobs
-            steps += 1
-            engine.scheduler.check_integrity()
+
+        serve(engine, requests, take)
         texts = {each.request_id: (each.token_ids, each.finish_reason, values) for each, values in logprobs.items()}
-        return texts, steps, engine.scheduler.stats().accepted_tokens
+        return texts, len(steps), engine.scheduler.stats().accepted_tokens
 
     plain, plain_steps, _ = run(None)
     guessed, steps, accepted = run(NgramProposer(penalised=not on_device))

@@ -7,7 +7,8 @@ import torch
 
 from kernels.cpu.abi import Packing
 from kernels.cpu.packing import PackedLinear
-from kernels.linear import Int4Blocks, Int8Blocks, OneDnnLinear, make_linear
+from kernels.gpu import definitions
+from kernels.linear import Int4Blocks, Int8Blocks, Int8Linear, OneDnnLinear, compute_logits, make_linear, quantize_int8
 from kernels.weight_format import WeightFormat
 
 SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536), (1000, 64), (50, 32)]
@@ -137,3 +138,48 @@ def test_odd_inputs_use_torch(native, relative_error):
     linear = make_linear(weight, None, WeightFormat.BF16)
     assert not isinstance(linear, PackedLinear)
     assert relative_error(linear(x), x.double() @ weight.double().T) < 1e-2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_channels_are_the_nearest_of_255_codes(shape):
+    weight = torch.randn(shape)
+    weight[3] = 0.0
+    weight[4] = 1e-9
+    rounded = quantize_int8(weight)
+    scales = rounded.scales[:, None]
+    assert ((rounded.dequantize() - weight).abs() <= 0.5001 * scales + 127 * 2**-11 * scales).all()
+    assert torch.equal(rounded.codes[3], torch.zeros_like(rounded.codes[3]))
+    assert (rounded.codes[4] == 127).all(), "a scale below a half's normal range is kept as it is"
+    ordinary = torch.arange(shape[0]) != 4
+    assert torch.equal(rounded.scales.half().float()[ordinary], rounded.scales[ordinary])
+
+
+def test_rounding_in_parts_changes_nothing(monkeypatch):
+    weight = torch.randn(100, 64)
+    whole = quantize_int8(weight)
+    monkeypatch.setattr("kernels.linear._QUANTIZE_ELEMENTS", 640)
+    parts = quantize_int8(weight)
+    assert torch.equal(parts.codes, whole.codes)
+    assert torch.equal(parts.scales, whole.scales)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_channels_on_a_cpu(any_library, relative_error, shape):
+    """Packed where the library can, and within bf16 of the definition; without it the definition itself."""
+    weight, bias, x = quantize_int8(torch.randn(shape)), torch.randn(shape[0]), torch.randn(9, shape[1]).bfloat16()
+    packed = make_linear(weight, bias, WeightFormat.INT8)
+    assert isinstance(packed, PackedLinear)
+    assert packed.packing is Packing.INT8
+    exact = x.double() @ weight.dequantize().double().T + bias.double()
+    assert relative_error(packed(x), exact) < 6e-3
+    assert relative_error(compute_logits(packed, x), exact) < (4e-3 if any_library.rounds_blocks else 1e-6)
+    plain = Int8Linear(weight, bias)
+    assert relative_error(compute_logits(plain, x), exact) < 1e-6
+    assert torch.equal(Int8Linear(weight, None)(x), definitions.linear(x, weight))
+
+
+def test_int8_channels_that_cannot_be_packed_follow_the_definition():
+    weight = quantize_int8(torch.randn(20, 40))
+    linear = make_linear(weight, None, WeightFormat.INT8)
+    assert isinstance(linear, Int8Linear)
+    assert not linear.batch_invariant

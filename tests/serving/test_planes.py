@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 from carbon.plan_values import Strategy
+from engine.config import EngineConfig
 from power.controller import Mode
 from power.governors import CarbonFollow, DefaultGovernor, SloSlackGovernor, StaticGovernor
 from power.model_shape import model_shape
+from serving.composition import boards
 from serving.planes import build_power, governor_of
 from serving.planes_carbon import GridView, build_carbon, undirected_classes
 from serving.policy.load import load_policy, parse_policy
 from serving.policy.model import Policy
 from serving.policy.power_section import Power
+from serving.server_options import ServerOptions
+from serving.settings import ApiSettings
 
 POLICIES = sorted(Path("policies").glob("*.yaml"))
 SERIES = Path("traces/data/intensity_synthetic_wind.csv")
@@ -60,6 +64,23 @@ def test_governors_take_their_parameters_from_the_policy() -> None:
     assert isinstance(governor_of(Power(), twin), DefaultGovernor)
     with pytest.raises(ValueError, match="static"):
         governor_of(Power.model_validate({"governor": "static"}), twin)
+
+
+def test_every_rank_has_a_board() -> None:
+    plane = build_power(
+        "simulated:h100-sxm", model_shape("llama-3.1-8b"), None, max_running=8, max_step_tokens=1, gpus=2
+    )
+    assert plane is not None
+    plane.stop()
+    assert len({device.info.uuid for device in plane.devices}) == 2
+
+    def options(power_device: str, compute: str) -> ServerOptions:
+        engine = EngineConfig("m", "m", device=compute, tensor_parallel=2)
+        return ServerOptions(engine, ApiSettings(), 0, power_device=power_device)
+
+    assert boards(options("nvml", "auto")) == 2
+    assert boards(options("simulated:h100-sxm", "cpu")) == 2
+    assert boards(options("auto", "cpu")) == 1, "ranks on a CPU share one machine, whose energy is one figure"
 
 
 def test_nothing_to_measure_on_is_no_plane_and_a_wrong_name_is_an_error() -> None:

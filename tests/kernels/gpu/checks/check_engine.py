@@ -6,42 +6,24 @@ over the plain-torch definitions on the CPU.
 
 import os
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from engine.block_pool import BlockPool
 from engine.decoder import Decoder
-from engine.device_runner import DeviceRunner, Limits
 from engine.engine import Engine
-from engine.model_config import ModelConfig
 from engine.random_model import random_model
 from engine.request import Request, SamplingParams
-from engine.scheduler import Scheduler
-from engine.scheduler_config import SchedulerConfig
 from kernels import backend
 from kernels.gpu import tuning
-from kernels.kv_cache import allocate_kv_caches, allocate_kv_scales
 from kernels.linear import Int4Blocks
 from kernels.weight_format import WeightFormat
+from tests.engine.random_engine import device_runner, make_engine, serve, small_config
 
-VOCAB, BLOCK_SIZE, MAX_LEN, SEATS = 97, 16, 128, 4
+VOCAB, MAX_LEN, SEATS = 97, 128, 4
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CONFIG = ModelConfig(
-    architecture="qwen3",
-    vocab_size=VOCAB,
-    hidden_size=64,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
-    max_position_embeddings=MAX_LEN,
-    layer_windows=(None, 24),
-    qk_norm=True,
-)
+CONFIG = small_config(vocab_size=VOCAB, intermediate_size=64, max_position_embeddings=MAX_LEN, layer_windows=(None, 24))
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +39,6 @@ class Model:
     """One random model, on the device through the kernels and on the CPU through the definitions."""
 
     def __init__(self, weight_format: WeightFormat, device: torch.device, blocks: bool = False) -> None:
-        self.device = device
         weights = random_model(CONFIG, seed=3)
         if blocks:
             weights = Blocks(weights)
@@ -66,23 +47,11 @@ class Model:
             self.plain = Decoder(CONFIG, weights, weight_format, "cpu")
 
     def engine(self, plain: bool, num_blocks: int, cache: torch.dtype | None, **limits: int) -> Engine:
-        decoder, device = (self.plain, torch.device("cpu")) if plain else (self.ours, self.device)
-        dtype = cache or decoder.dtype
-        sizes = (CONFIG.num_layers, num_blocks, CONFIG.num_kv_heads, BLOCK_SIZE)
-        caches = allocate_kv_caches(*sizes, CONFIG.head_dim, dtype, device)
-        scales = allocate_kv_scales(*sizes, device) if cache is not None else None
-        for pair in caches:
-            for each in pair:
-                if cache is None:
-                    each.fill_(torch.nan)
-        for each in scales or ():
-            each.k.fill_(torch.nan)
-            each.v.fill_(torch.nan)
-        runner = DeviceRunner(decoder, caches, scales, VOCAB, Limits(SEATS, MAX_LEN), device)
+        decoder = self.plain if plain else self.ours
+        runner = device_runner(decoder, num_blocks, cache, max_num_seqs=SEATS, max_model_len=MAX_LEN, poison=True)
         if not INTERPRETED and not plain:
             runner.warm_up()
-        settings = SchedulerConfig(**{"max_model_len": MAX_LEN, "max_num_seqs": SEATS} | limits)
-        return Engine(Scheduler(settings, BlockPool(num_blocks, BLOCK_SIZE)), runner)
+        return make_engine(runner, num_blocks, **{"max_model_len": MAX_LEN, "max_num_seqs": SEATS} | limits)
 
 
 class Blocks:
@@ -121,17 +90,8 @@ def requests(**params) -> list[Request]:
 
 
 def run(engine: Engine, batch: list[Request], plain: bool = False) -> dict[str, list[int]]:
-    for each in batch:
-        engine.add(each)
-    while engine.has_work:
-        if plain:
-            with backend.definitions_only():
-                outcome = engine.step()
-        else:
-            outcome = engine.step()
-        assert outcome.fault is None, outcome.fault
-        engine.scheduler.check_integrity()
-    return {each.request_id: each.token_ids[each.num_prompt_tokens :] for each in batch}
+    with backend.definitions_only() if plain else nullcontext():
+        return serve(engine, batch)
 
 
 def both(model: Model, num_blocks: int, cache: torch.dtype | None = None, params=None, **limits):
@@ -155,6 +115,7 @@ def test_greedy_text_through_chunks_prefix_hits_and_preemption(device):
         pytest.param(WeightFormat.BF16, None, False, id="bf16", marks=pytest.mark.slow),
         pytest.param(WeightFormat.BF16, torch.int8, False, id="int8 cache", marks=pytest.mark.slow),
         pytest.param(WeightFormat.BF16, torch.float8_e4m3fn, False, id="fp8 cache", marks=pytest.mark.slow),
+        pytest.param(WeightFormat.INT8, None, False, id="int8 weights", marks=pytest.mark.slow),
         pytest.param(WeightFormat.INT4, torch.int8, True, id="int4 weights, int8 cache"),
     ],
 )

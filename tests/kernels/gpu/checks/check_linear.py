@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from kernels.gpu import definitions, ops, tuning
-from kernels.linear import Int4Blocks
+from kernels.linear import Int4Blocks, quantize_int8
 
 
 def make_weight(kind, outputs, inputs, device, dtype):
     dense = torch.randn(outputs, inputs, device=device) / inputs**0.5
     if kind == "dense":
         return dense.to(dtype)
-    return definitions.quantize_int8(dense) if kind == "int8" else definitions.quantize_int4(dense)
+    return quantize_int8(dense) if kind == "int8" else definitions.quantize_int4(dense)
 
 
 @pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
