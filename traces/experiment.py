@@ -21,7 +21,8 @@ from traces.workload import Workload
 BUNDLED = Path(__file__).parent / "data"
 SHIPPED = Path(__file__).parent / "experiments"
 DATA_VARIABLE = "GRIDSERVE_SHARED_DATA"
-FORMAT = 1
+FORMAT = 2
+"""Raised when the same settings give other results, so that no kept run is mixed with new ones."""
 
 
 class TraceSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
