@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from traces.simulate_timeline import Timeline
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 # Okabe and Ito's palette: told apart by colour-blind readers.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8C564B", "#BCBD22")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DPI = 110
+MOST_PLAIN_CLOCKS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,17 @@ class Plot:
 
     file: str
     caption: str
+
+
+def colours(policies: Sequence[str]) -> dict[str, str]:
+    """One for each policy: many static clocks take shades of one scale, so that the others stand out from them."""
+    clocks = [name for name in policies if re.fullmatch(r"static \d+", name)]
+    if len(clocks) <= MOST_PLAIN_CLOCKS:
+        clocks = []
+    shades = plt.get_cmap("cividis")(np.linspace(0.15, 0.95, len(clocks)))
+    named = {name: to_hex(shade) for name, shade in zip(clocks, shades)}
+    others = [name for name in policies if name not in named]
+    return named | {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
 
 
 class Plotter:
@@ -44,7 +58,7 @@ class Plotter:
         self.folder = out / "plots"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.loads = {variant.name: variant.load for variant in experiment.all_variants}
-        self._colour = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(summary.policies)}
+        self._colour = colours(summary.policies)
         self._marker = {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(summary.policies)}
 
     def save(self, name: str, figure: Any, caption: str) -> Plot:

@@ -22,6 +22,7 @@ from traces.experiment import (
     workload_of,
 )
 from traces.experiment_checks import check_equal_load, check_outcome, problems_of
+from traces.experiment_plots import COLOURS, colours
 from traces.experiment_report import REPORT, RESULTS_CSV, RESULTS_JSON, write_report
 from traces.experiment_run import run_cell, run_experiment
 from traces.experiment_summary import Summary, figure
@@ -317,3 +318,11 @@ def test_the_report_opens_in_a_browser_without_errors(done):
     )  # fmt: skip
     assert "CONSOLE" not in shown.stderr
     assert "A small experiment" in shown.stdout
+
+
+def test_many_static_clocks_share_a_scale_and_no_two_policies_a_colour():
+    clocks = [f"static {mhz}" for mhz in (705, 855, 1005, 1200, 1410, 1605)]
+    many = colours(["default", *clocks, "slo_slack", "phase_aware"])
+    assert len(set(many.values())) == 9
+    assert colours(["default", "slo_slack"]) == {name: many[name] for name in ("default", "slo_slack")}
+    assert set(colours(["default", *clocks[:2], "static mix"]).values()) <= set(COLOURS)
