@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from engine.batch import Batch, StepResult
+from engine.batch import Batch, ScheduledRequest, StepResult
 from engine.config import EngineConfig
 from engine.gguf_file import GgufFile
 from engine.random_model import random_model, weight_shapes
@@ -189,6 +189,30 @@ def test_a_mirror_follows_any_history(seed, num_blocks, running, budget):
         if rig.scheduler.has_work:
             rig.step()
     rig.run_all()
+
+
+def test_what_changes_under_a_request_reaches_its_mirror():
+    """A block exchanged for an equal one, a table that shrinks, an id that comes back without having been retired."""
+    writer, reader = StepWriter(), StepReader()
+
+    def mirrored(request: Request, start: int) -> Request:
+        batch = Batch(start, (ScheduledRequest(request, start, 1, True),))
+        (scheduled,) = reader.batch(decoder.decode(encoder.encode(writer.step(batch)))).requests
+        assert scheduled.request.block_table == request.block_table
+        assert scheduled.request.token_ids == request.token_ids
+        return scheduled.request
+
+    first = Request("r", (1, 2, 3), SamplingParams(), 0.0)
+    tables = ([4, 5, 6], [4, 9, 6], [4, 9], [4, 9, 7, 8], [1])
+    seen = []
+    for start, table in enumerate(tables):
+        first.block_table = list(table)
+        first.token_ids.append(start)
+        seen.append(mirrored(first, start))
+    assert len(set(map(id, seen))) == 1
+    again = Request("r", (7, 8), SamplingParams(max_tokens=3), 0.0)
+    again.block_table = [2]
+    assert mirrored(again, 1).sampling.max_tokens == 3
 
 
 def test_a_step_of_a_decode_is_a_small_frame():
