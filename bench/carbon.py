@@ -121,6 +121,14 @@ class Benchmark:
         self.draws: int = arguments.draws
         self.zones: list[str] = arguments.zones
         self.rows: list[Row] = []
+        self.splits: dict[tuple[int, int, bool], Split] = {}
+
+    def split(self, seed: int, bands: int, predict_class: bool) -> Split:
+        """Policies that know the same share one partition: learning it costs more than all of them together."""
+        key = (seed, bands, predict_class)
+        if key not in self.splits:
+            self.splits[key] = split(self.inputs, self.folds, seed, bands=bands, predict_class=predict_class)
+        return self.splits[key]
 
     def score(self, parts: Split, x: Array, zone: str, *, draws: int | None = None) -> Score:
         inputs = self.inputs
@@ -139,7 +147,7 @@ class Benchmark:
         scores: dict[str, list[Score]] = {zone: [] for zone in self.zones}
         static: dict[str, list[float | None]] = {zone: [] for zone in self.zones}
         for seed in self.seeds:
-            parts = split(self.inputs, self.folds, seed, bands=bands, predict_class=predict_class)
+            parts = self.split(seed, bands, predict_class)
             mixes_in = make(parts)
             for zone in self.zones:
                 x, ladder = mixes_in(zone)
@@ -308,6 +316,8 @@ def solve_time(repeats: int = 7) -> dict[str, float]:
 def progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -39,9 +39,9 @@ def _shape(text: str) -> list[float]:
     length = max(1, len(text))
     return [
         0.2 * float(np.log1p(len(text.split()))),
-        sum(character.isdigit() for character in text) / length,
+        sum(map(str.isdigit, text)) / length,
         0.3 * ("?" in text),
         0.1 * min(10, text.count("\n")),
-        sum(character.isupper() for character in text) / length,
+        sum(map(str.isupper, text)) / length,
         0.15 * min(5, len(_OPTIONS.findall(text))),
     ]

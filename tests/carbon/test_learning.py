@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from carbon import band_evidence
 from carbon.energy_model import EnergyModel
@@ -117,6 +118,13 @@ class TestBands:
         assert model.bands == 2
         assert prefers[band == 1].mean() > 0.8 > 0.2 > prefers[band == 0].mean()
         assert model.band_of(["yes or no is topic 3", "explain in depth why topic 3"]).tolist() == [0, 1]
+
+    def test_weights_are_those_of_a_fit_on_every_column(self):
+        matrix, prefers = featurise(SUMS + POEMS), np.arange(400) >= 200
+        model, _ = fit_bands(matrix, prefers, bands=2)
+        whole = LogisticRegression(C=1.0, max_iter=500).fit(matrix, prefers)
+        assert model.weights == pytest.approx(whole.coef_[0], abs=2e-3)
+        assert np.abs(model.weights).max() > 1.0
 
     def test_too_few_prompts_make_one_band(self):
         matrix = featurise(["a", "b", "c"])
