@@ -58,8 +58,6 @@ class RegularRows:
         if control.store is not None:
             await asyncio.to_thread(control.store.review)
         self.write_shadow()
-        if control.learned is not None and control.carbon is not None:
-            await asyncio.to_thread(control.save_learned)
 
     def write_shadow(self) -> None:
         """A decision a minute while in shadow, so that the promotion gate can count them."""

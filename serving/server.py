@@ -179,6 +179,7 @@ async def _stop(
     if parts.evaluator is not None:
         await parts.evaluator.close()
     await parts.control.close()
+    await _keep_learned(parts)
     if parts.steering.power is not None:
         await asyncio.to_thread(parts.steering.power.stop)
     parts.log.sweep(everything=True)
@@ -189,6 +190,13 @@ async def _stop(
     if parts.ledger is not None:
         await asyncio.to_thread(parts.ledger.close)
     await engine.close()
+
+
+async def _keep_learned(parts: Parts) -> None:
+    try:
+        await asyncio.to_thread(parts.control.save_learned)
+    except OSError as error:
+        logger.error("what was learned since the last minute is lost: %s", error)
 
 
 async def _announce(servers: list[_Listening], info: EngineInfo, on_ready: OnReady) -> None:

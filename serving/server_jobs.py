@@ -59,4 +59,4 @@ def add_jobs(parts: Parts) -> None:
         async def learned() -> None:
             await asyncio.to_thread(control.save_learned)
 
-        jobs.add("learned", learned, every_s=300.0, timeout_s=60.0, first_s=300.0)
+        jobs.add("learned", learned, every_s=60.0, timeout_s=30.0, first_s=60.0)

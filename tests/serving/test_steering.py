@@ -13,7 +13,7 @@ import pytest
 
 from carbon.energy_model import EnergyModel
 from carbon.quality_book import Duel, QualityBook
-from carbon.state import LearnedState
+from carbon.state import ENERGY_FILE, LearnedState
 from tests.serving.test_live_server import Server
 
 pytestmark = pytest.mark.e2e
@@ -62,7 +62,9 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     options += ["--device", "simulated:h100-sxm", "--policy", str(folder / "policy.yaml")]
     started = Server(str(tiny_model), *options, "--learned", str(learned(folder / "learned")))
     yield started
+    taught = (folder / "learned" / ENERGY_FILE).read_bytes()
     assert started.stop() == 0
+    assert (folder / "learned" / ENERGY_FILE).read_bytes() != taught
 
 
 def ask(server: Server, headers: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
