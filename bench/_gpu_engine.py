@@ -29,7 +29,8 @@ DEFAULT_SYSTEMS = ("gridserve", "transformers-continuous", "vllm")
 class GpuRow:
     """One system, shape and workload; None where it was not measured, with the reason.
 
-    `of_floor`: for one request, tokens a second as a part of what the copy rate of all its cards allows.
+    `of_floor`: for one request, tokens a second as a part of what the copy rate of all its cards allows
+    for the bytes that this system stores.
     """
 
     system: str
@@ -121,6 +122,11 @@ def rows_of(name: str, shape: str, dry: bool, copy_gbps: float | None, ranks: in
             peer.close()
 
 
+BF16_BYTES = (2, 2)
+# Of a weight and of an element of keys and values, where a system stores one of them in 8 bits.
+STORED_BYTES = {"gridserve-int8-weights": (1, 2), "gridserve-int8-kv": (2, 1), "gridserve-fp8-kv": (2, 1)}
+
+
 def row(
     name: str,
     shape: str,
@@ -136,7 +142,8 @@ def row(
     if workload.requests == 1 and copy_gbps is not None:
         config = SHAPES[shape]
         context = workload.longest + workload.longest / 2
-        step_bytes = step_weight_bytes(config) + context * config.kv_bytes_per_token(2)
+        weight, element = STORED_BYTES.get(name, BF16_BYTES)
+        step_bytes = step_weight_bytes(config, weight) + context * config.kv_bytes_per_token(element)
         of_floor = rate * step_bytes / (copy_gbps * ranks * 1e9)
     return GpuRow(
         system=name,

@@ -97,10 +97,11 @@ class RandomWeights:
         return None
 
 
-def step_weight_bytes(config: ModelConfig) -> int:
-    """Bytes of bf16 weights that a decode step reads: all but the rows of an untied embedding."""
+def step_weight_bytes(config: ModelConfig, bytes_per_weight: int = 2) -> int:
+    """Bytes of weights that a decode step reads: all but the rows of an untied embedding. Scales and norms, less than
+    a hundredth, count as weights."""
     unread = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return 2 * (config.num_parameters - unread)
+    return bytes_per_weight * (config.num_parameters - unread)
 
 
 def hf_config(config: ModelConfig) -> Any:

@@ -65,6 +65,10 @@ def test_rates_joules_and_the_floor():
     assert (found.output_tok_s, found.total_tok_s, found.joules_per_token) == (256.0, 512.0, 2.0)
     step = step_weight_bytes(SHAPES["llama-3.1-8b"]) + 768 * 131_072
     assert found.of_floor == pytest.approx(256 * step / 4e12)
+    eighths = row("gridserve-int8-weights", "llama-3.1-8b", "single", GpuWorkload(1, 512, 512), measured, "1", 4000.0)
+    assert eighths.of_floor == pytest.approx(
+        256 * (step_weight_bytes(SHAPES["llama-3.1-8b"]) / 2 + 768 * 131_072) / 4e12
+    )
     rival = GpuRow("vllm", "llama-3.1-8b", "single", "2", 128.0, 256.0, None, None, 1.0)
     assert "| gridserve | 256 | n/a | 2.00 | 2.000 |" in table([found, rival])
 
