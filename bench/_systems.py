@@ -98,9 +98,10 @@ class Gridserve:
 
 
 class LlamaCpp:
-    """llama.cpp through its C API: one context, all sequences in one batch."""
+    """llama.cpp through its C API: one context, all sequences in one batch. `plain`: without the weight layouts of its
+    own for some instruction sets, of which the one for AMX ends the process on some virtual machines."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, plain: bool = False) -> None:
         import llama_cpp
 
         self._api = llama_cpp
@@ -110,6 +111,7 @@ class LlamaCpp:
         llama_cpp.llama_log_set(self._silence, None)
         self._threads = threads
         params = llama_cpp.llama_model_default_params()
+        params.use_extra_bufts = not plain
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), params)
         if not self._model:
             raise ValueError(f"llama.cpp cannot load {model}")
@@ -244,6 +246,7 @@ SYSTEMS: dict[str, Callable[[str, int, int], System]] = {
     "gridserve-int8": lambda model, threads, ranks: Gridserve(model, threads, "int8", ranks),
     "gridserve-bf16": lambda model, threads, ranks: Gridserve(model, threads, "bf16", ranks),
     "llama.cpp": lambda model, threads, ranks: LlamaCpp(model, threads),
+    "llama.cpp-plain": lambda model, threads, ranks: LlamaCpp(model, threads, plain=True),
     "transformers-generate": lambda model, threads, ranks: TransformersGenerate(model, threads),
     "transformers-continuous": lambda model, threads, ranks: TransformersContinuous(model, threads),
 }

@@ -5,7 +5,9 @@
 
 #include "pool.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AMX_BF16__)
+#include "linear_tiles.h"
+#elif defined(__AVX512BF16__)
 #include "linear_pairs.h"
 #else
 #include "linear_wide.h"
@@ -83,7 +85,7 @@ void pack_int8(const int8_t* codes, const uint16_t* scales, int n, int k, void* 
 
 const void* expanded_panel(const Linear& linear, int panel, int rows, int slot) {
   if (linear.packing == kBf16) return linear.panel(panel);
-  if (rows <= kDirectRows) return nullptr;
+  if (rows <= direct_rows()) return nullptr;
   static thread_local std::vector<Expanded> slots[2];
   std::vector<Expanded>& scratch = slots[slot];
   const long bytes = long(linear.k) * kPanel * (kBf16Pairs ? 2 : 4);

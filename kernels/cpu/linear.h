@@ -14,8 +14,10 @@ namespace gs {
 constexpr int kPanelVectors = 3;
 constexpr int kPanel = kPanelVectors * kLanes;  // outputs of one panel
 constexpr int kTileRows = 8;                    // rows computed at once: 8 x 3 accumulators in 32 registers
-constexpr int kDirectRows = 4;                  // up to here, codes are expanded in registers
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AMX_BF16__)
+constexpr bool kBf16Pairs = true;
+constexpr int kGroupRows = 32;  // two tiles of rows share the weights in a register
+#elif defined(__AVX512BF16__)
 constexpr bool kBf16Pairs = true;  // an instruction multiplies pairs of bf16
 constexpr int kGroupRows = kTileRows;
 #else

@@ -14,9 +14,12 @@ namespace gs {
 constexpr int kWideRows = kWidth == kLanes ? 8 : 4;
 constexpr int kWideVectors = 3;
 constexpr int kWideColumns = kWideVectors * kWidth;
+constexpr int kDirectRows = 4;  // up to here, codes are expanded in registers
 constexpr int kInputs = 96;  // of one step: 18 KB of fp32 weights stay in the first-level cache
 
 using Expanded = Wide;
+
+inline int direct_rows() { return kDirectRows; }
 
 // IEEE half precision to fp32, exactly.
 inline float widen_half(uint16_t half) {

@@ -197,7 +197,8 @@ def invariant_attention(
     partial_out = torch.empty((slots, head_dim), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty((slots,), dtype=torch.float32, device=q.device)
     block_d = triton.next_power_of_2(head_dim)
-    rows = min(config.block_m, 16)
+    # As many as leave a thread 16 sums.
+    rows = min(config.block_m, 16, 2048 // block_d)
     for first_block in range(0, blocks, blocks_at_once):
         count = min(blocks_at_once, blocks - first_block)
         segment_kernel[(kv_heads, count, num_splits)](

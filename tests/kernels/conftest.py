@@ -98,7 +98,7 @@ def paged_batch() -> Callable[..., PagedBatch]:
 def _variants() -> list[str]:
     if platform.machine() != "x86_64":
         return ["native"]
-    return ["native", "x86-64-v4", "x86-64-v3", "x86-64"]
+    return ["native", "cooperlake", "x86-64-v4", "x86-64-v3", "x86-64"]
 
 
 def _use_library(monkeypatch: pytest.MonkeyPatch, arch: str) -> cpu_library.Library:
@@ -112,9 +112,10 @@ def _use_library(monkeypatch: pytest.MonkeyPatch, arch: str) -> cpu_library.Libr
 
 
 def _runs_here(arch: str) -> bool:
-    needed = {"x86-64-v4": "avx512vl", "x86-64-v3": "avx2"}.get(arch)
+    # What `native` compiles to without tiles is the variant for pairs already.
+    needed = {"cooperlake": {"avx512_bf16", "amx_bf16"}, "x86-64-v4": {"avx512vl"}, "x86-64-v3": {"avx2"}}
     with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
-        return needed is None or needed in cpuinfo.read().split()
+        return needed.get(arch, set()) <= set(cpuinfo.read().split())
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> cpu_library.Library:
 
 @pytest.fixture(params=_variants())
 def any_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[cpu_library.Library]:
-    """Each variant of the library in turn: this machine's, AVX-512 without bf16, AVX2, plain x86-64."""
+    """Each variant of the library in turn: this machine's, bf16 pairs, AVX-512, AVX2, x86-64."""
     if not _runs_here(request.param):
         pytest.skip(f"this CPU does not run {request.param}")
     library = _use_library(monkeypatch, request.param)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +16,7 @@ from kernels.gpu import definitions
 from kernels.linear import Int4Blocks, Int8Blocks, Int8Linear, OneDnnLinear, compute_logits, make_linear, quantize_int8
 from kernels.weight_format import WeightFormat
 
+ROOT = Path(__file__).parents[2]
 SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536), (1000, 64), (50, 32)]
 BATCHES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 127, 300)
 
@@ -32,7 +38,7 @@ def int8_blocks(n, k, seed=0):
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (100, 70), (50, 6)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_bf16_against_fp64(any_library, relative_error, shape, with_bias):
     weight, x = torch.randn(shape).bfloat16(), torch.randn(11, shape[1]).bfloat16()
@@ -82,6 +88,38 @@ def test_blocks_give_the_dequantised_weight(any_library, relative_error, shape, 
             assert relative_error(packed(x[:tokens], torch.float32), exact[:tokens]) < 1e-6
     if shape[0] % 48 == 0:
         assert packed.weight_bytes == shape[0] * shape[1] * bits / 8
+
+
+PRODUCTS = """
+import sys, torch
+from tests.kernels.test_linear import int4_blocks, int8_blocks
+from kernels.linear import make_linear
+from kernels.weight_format import WeightFormat
+torch.manual_seed(0)
+found = []
+for n, k in ((100, 576), (60, 70)):
+    x, bias = torch.randn(75, k).bfloat16(), torch.randn(n)
+    made = [make_linear(torch.randn(n, k), bias, WeightFormat.BF16)]
+    if k % 32 == 0:
+        made += [make_linear(each(n, k), bias, WeightFormat.INT4) for each in (int4_blocks, int8_blocks)]
+    found += [linear(x[:rows], torch.float32) for linear in made for rows in (1, 2, 4, 5, 16, 19, 32, 33, 75)]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_tiles_and_the_vectors_that_stand_in_for_them_give_the_same_bits(tmp_path):
+    """A system may deny a process the registers of tiles: other machines must not give other answers for it."""
+    with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+        if "amx_bf16" not in cpuinfo.read().split():
+            pytest.skip("this CPU multiplies no tiles of bf16 (amx_bf16)")
+    found = []
+    for tiles in ("1", "0"):
+        path = tmp_path / tiles
+        environment = {**os.environ, "GRIDSERVE_CPU_TILES": tiles}
+        subprocess.run([sys.executable, "-c", PRODUCTS, str(path)], env=environment, check=True, cwd=ROOT, timeout=120)
+        found.append(torch.load(path))
+    assert len(found[0]) == 36
+    assert all(torch.equal(tile, vector) for tile, vector in zip(*found))
 
 
 def test_int4_with_scales_beyond_half_precision_is_kept_in_bf16(native):
