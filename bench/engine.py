@@ -131,7 +131,9 @@ def table(rows: list[Row]) -> str:
         "| ITL p50 / p99 ms | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    base = {each.concurrency: each.decode_tok_s for each in rows if each.system.startswith("llama.cpp")}
+    base: dict[int, float] = {}
+    for peer in ("llama.cpp-plain", "llama.cpp"):
+        base |= {each.concurrency: each.decode_tok_s for each in rows if each.system == peer}
     for each in rows:
         ratio = f"{each.decode_tok_s / base[each.concurrency]:.2f}" if each.concurrency in base else "n/a"
         lines.append(
