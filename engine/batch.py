@@ -40,6 +40,13 @@ class ScheduledRequest(Struct, frozen=True, gc=False):
         return 0 if num_left <= 0 else min(num_left, self.num_tokens)
 
 
+def take_tokens(request: Request, num_tokens: int) -> ScheduledRequest:
+    """The next `num_tokens` of a request, which count as computed from now on."""
+    start = request.num_computed_tokens
+    request.num_computed_tokens = end = start + num_tokens
+    return ScheduledRequest(request, start, num_tokens, end == len(request.token_ids))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The work of one step. No phases: prefill and decode differ only in `num_tokens`.

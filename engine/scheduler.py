@@ -5,13 +5,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from engine.batch import Batch, RequestUpdate, ScheduledRequest, StepRecord, StepResult
+from engine.batch import Batch, RequestUpdate, ScheduledRequest, StepRecord, StepResult, take_tokens
 from engine.block_pool import BlockPool
 from engine.drafting import Drafting
 from engine.outcome import append_tokens, failure, length_limit, step_record
 from engine.request import FinishReason, Request
 from engine.request_queue import RequestQueue, sort_key
-from engine.scheduler_config import SchedulerConfig, SchedulerStats
+from engine.scheduler_config import SchedulerConfig, SchedulerStats, capped
 from engine.speculation import Proposer
 
 __all__ = ["RequestUpdate", "Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -110,11 +110,11 @@ class Scheduler:
 
         With fewer tokens than running requests, those at the end of the line wait, with their blocks.
         """
-        self._token_budget = _cap("token budget", tokens, self.config.max_num_batched_tokens)
+        self._token_budget = capped("token budget", tokens, self.config.max_num_batched_tokens)
 
     def set_max_running(self, requests: int | None) -> None:
         """Cap admission below `max_num_seqs`; `None` restores it. Those that run go on. Raises `ValueError` below 1."""
-        self._max_running = _cap("number of running requests", requests, self.config.max_num_seqs)
+        self._max_running = capped("number of running requests", requests, self.config.max_num_seqs)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `ValueError` when its id is in use or when it could never be served."""
@@ -181,26 +181,6 @@ class Scheduler:
                     scheduled.request.num_pending_tokens += 1
         return batch
 
-    def schedule_beside(self, decodes: int, owed_blocks: int) -> Batch | None:
-        """Admit what waits into a step in which all of the `decodes` running requests compute one token each, without
-        handing out those: for a caller that takes them itself (virtual-time simulation), and still has to take at most
-        `owed_blocks` blocks for them. `update` it like any batch.
-
-        None, and nothing changed, where nobody is admitted, or where blocks are so few that `schedule` must decide.
-        """
-        budget, waiting, pool = self._token_budget - decodes, self._waiting, self.pool
-        plain = self._drafting is None and not self._runs_ahead and not pool.prefix_caching
-        most_blocks = waiting.num_tokens // pool.block_size + len(waiting)
-        if self._paused or not plain or budget <= 0 or not waiting:
-            return None
-        if most_blocks + owed_blocks + self._watermark_blocks >= pool.num_free:
-            return None
-        admitted: list[ScheduledRequest] = []
-        longer: list[ScheduledRequest] = []
-        self._admit_waiting(budget, admitted, longer)
-        admitted.extend(longer)
-        return self._in_flight(admitted) if admitted else None
-
     def _in_flight(self, scheduled: list[ScheduledRequest]) -> Batch:
         batch = Batch(self._next_step_id, tuple(scheduled), tuple(self._retired))
         self._retired.clear()
@@ -253,19 +233,6 @@ class Scheduler:
         if any_finished:
             self._drop_finished()
         return updates
-
-    def complete(self, requests: Iterable[Request]) -> None:
-        """End running requests that have their full length, for a caller that took their decode steps itself.
-
-        Raises `ValueError` where one does not run or may still draw a token.
-        """
-        for request in requests:
-            if request not in self._running or len(request.token_ids) < length_limit(
-                request, self.config.max_model_len
-            ):
-                raise ValueError(f"request {request.request_id!r} does not run, or has not drawn its last token")
-            self._finish(request, FinishReason.LENGTH)
-        self._drop_finished()
 
     def fail(self, batch: Batch, reason: str) -> list[RequestUpdate]:
         """The executor could not run `batch`: its requests end with `ERROR`; nothing of the step is published."""
@@ -342,7 +309,7 @@ class Scheduler:
             if num_tokens == 0 or not request.block_table:
                 continue
             if self._make_room(request, request.num_computed_tokens + num_tokens):
-                scheduled = _take_tokens(request, num_tokens)
+                scheduled = take_tokens(request, num_tokens)
                 (singles if num_tokens == 1 else longer).append(scheduled)
                 budget -= num_tokens
         return budget
@@ -369,7 +336,7 @@ class Scheduler:
                 request.num_cached_tokens = prefix.num_tokens
                 self._admitted.append(request)
             num_tokens = self._chunk(request, budget)
-            (singles if num_tokens == 1 else longer).append(_take_tokens(request, num_tokens))
+            (singles if num_tokens == 1 else longer).append(take_tokens(request, num_tokens))
             budget -= num_tokens
         return budget
 
@@ -428,17 +395,3 @@ class Scheduler:
         if void is None:
             raise ValueError(f"step {batch.step_id} is not in flight; each batch is updated or failed once")
         return void
-
-
-def _take_tokens(request: Request, num_tokens: int) -> ScheduledRequest:
-    start = request.num_computed_tokens
-    request.num_computed_tokens = end = start + num_tokens
-    return ScheduledRequest(request, start, num_tokens, end == len(request.token_ids))
-
-
-def _cap(name: str, value: int | None, configured: int) -> int:
-    if value is None:
-        return configured
-    if value < 1:
-        raise ValueError(f"the {name} must be at least 1, got {value}; use pause() to stop")
-    return min(value, configured)

@@ -55,3 +55,12 @@ class SchedulerStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     token_budget: int | None = None
+
+
+def capped(name: str, value: int | None, configured: int) -> int:
+    """A limit set for a while: never above the configured one, which None restores. Raises `ValueError` below 1."""
+    if value is None:
+        return configured
+    if value < 1:
+        raise ValueError(f"the {name} must be at least 1, got {value}; use pause() to stop")
+    return min(value, configured)

@@ -15,7 +15,8 @@ from typing import Any
 
 from engine.batch import Batch, RequestUpdate, StepResult
 from engine.block_pool import BlockPool
-from engine.scheduler import Scheduler, SchedulerConfig
+from engine.scheduler_beside import SchedulerBeside
+from engine.scheduler_config import SchedulerConfig
 from power.work import WorkModel
 from traces.simulate_board import VirtualGpu
 from traces.simulate_decoders import Decoders
@@ -50,7 +51,7 @@ class SimulatedServer:
     ) -> None:
         self.gpu = gpu
         self.clock = gpu.clock
-        self.scheduler = Scheduler(config, pool)
+        self.scheduler = SchedulerBeside(config, pool)
         self.pool = pool
         self.view = ViewTracker(config.max_num_seqs, config.max_num_batched_tokens)
         self.work_model = WorkModel.of(gpu.twin.gpu, gpu.twin.shape)

@@ -10,7 +10,8 @@ import pytest
 from engine.batch import Batch, RequestUpdate, SampledTokens, StepResult, TokenLogprobs
 from engine.block_pool import BlockPool
 from engine.request import Request, SamplingParams
-from engine.scheduler import Scheduler, SchedulerConfig
+from engine.scheduler_beside import SchedulerBeside
+from engine.scheduler_config import SchedulerConfig
 
 VOCABULARY = 7
 
@@ -136,7 +137,7 @@ class Rig:
     def __init__(self, num_blocks: int, block_size: int, **config: object) -> None:
         config.setdefault("watermark", 0.0)
         self.pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(SchedulerConfig(**config), self.pool)  # type: ignore[arg-type]
+        self.scheduler = SchedulerBeside(SchedulerConfig(**config), self.pool)  # type: ignore[arg-type]
         self.model = PagedFakeModel(block_size)
 
     def step(self) -> tuple[Batch, list[RequestUpdate]]:

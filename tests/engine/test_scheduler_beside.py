@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 
 from engine.block_pool import BlockPool
 from engine.request import Request, SamplingParams
-from engine.scheduler import Scheduler, SchedulerConfig
+from engine.scheduler_beside import SchedulerBeside
+from engine.scheduler_config import SchedulerConfig
 from tests.engine.fake_model import PagedFakeModel
 
 
-def decoding(count: int, blocks: int, *, caching: bool = False) -> Scheduler:
+def decoding(count: int, blocks: int, *, caching: bool = False) -> SchedulerBeside:
     """`count` requests that have one token each to compute."""
     config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=400, watermark=0.02)
-    scheduler = Scheduler(config, BlockPool(blocks, 4, prefix_caching=caching))
+    scheduler = SchedulerBeside(config, BlockPool(blocks, 4, prefix_caching=caching))
     model = PagedFakeModel(4)
     for number in range(count):
         scheduler.add(request(number, 9, number))
