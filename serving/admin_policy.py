@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -103,8 +102,7 @@ def what_if_router(context: AdminContext) -> APIRouter:
             found = await asker.ask(policy, body.window_s, body.gpu)
         except WhatIfError as error:
             raise AdminError(503 if error.busy else 404, str(error)) from None
-        in_force, proposed = (schema.WhatIfOutcome(**msgspec.structs.asdict(one)) for one in found.both)
-        return answer(schema.WhatIfAnswer("simulated", body.window_s, in_force, proposed, list(found.notes)))
+        return answer(schema.WhatIfAnswer("simulated", body.window_s, *found.both, list(found.notes)))
 
     return router
 

@@ -24,13 +24,14 @@ from carbon.energy_model import EnergyModel
 from carbon.quality_book import QualityBook
 from power.simulated import SimulatedDevice
 from serving.admin_context import AdminContext
+from serving.admin_schema.policy import WhatIfOutcome
 from serving.ledger.reader import LedgerReader
 from serving.planes import power_in_force
 from serving.planes_carbon import SteeredCarbonPlane, carbon_settings
 from serving.policy.effective import Situation, effective
 from serving.policy.model import Policy
 from serving.policy_simulation import translated
-from serving.what_if_run import Asked, Mixes, Outcome, Question, Variant, shape_fields
+from serving.what_if_run import Asked, Mixes, Question, Variant, shape_fields
 
 MAX_REQUESTS = 20_000
 MAX_WINDOW_S = 7 * 86_400.0
@@ -50,12 +51,12 @@ class WhatIfError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    in_force: Outcome
-    proposed: Outcome
+    in_force: WhatIfOutcome
+    proposed: WhatIfOutcome
     notes: tuple[str, ...]
 
     @property
-    def both(self) -> tuple[Outcome, Outcome]:
+    def both(self) -> tuple[WhatIfOutcome, WhatIfOutcome]:
         return self.in_force, self.proposed
 
 
@@ -256,7 +257,7 @@ def relative_lengths(model: EnergyModel, key: str) -> tuple[float, ...]:
     return tuple(length / known[0] if known[0] > 0 else 1.0 for length in known)
 
 
-async def answered(question: Question) -> tuple[Outcome, Outcome]:
+async def answered(question: Question) -> tuple[WhatIfOutcome, WhatIfOutcome]:
     """Run it in a process of its own. Raises `WhatIfError`."""
     root = str(Path(serving.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
@@ -281,5 +282,5 @@ async def answered(question: Question) -> tuple[Outcome, Outcome]:
     if process.returncode != 0:
         lines = complaint.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
         raise WhatIfError(f"the simulation failed: {lines[-1]}")
-    first, second = msgspec.json.decode(out, type=list[Outcome])
+    first, second = msgspec.json.decode(out, type=list[WhatIfOutcome])
     return first, second

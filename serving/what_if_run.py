@@ -1,5 +1,5 @@
 """`python -m serving.what_if_run`: one what-if from stdin to stdout, in a process of its own so that serving keeps its
-time. A `Question` in JSON comes in, a list of `Outcome` goes out; a question that cannot be answered is one line on
+time. A `Question` in JSON comes in, two `WhatIfOutcome` go out; a question that cannot be answered is one line on
 stderr and status 1. Everything in an outcome is *simulated*.
 """
 
@@ -20,6 +20,7 @@ from carbon.series import IntensitySeries
 from power.model_shape import ModelShape
 from power.profile import load_engine, load_profile
 from power.twin import Twin
+from serving.admin_schema.policy import WhatIfOutcome
 from traces.reader import Origin
 from traces.request import BASELINE_LEVEL, TraceRequest
 from traces.simulate_grid import Grid
@@ -78,19 +79,6 @@ class Question(msgspec.Struct, frozen=True):
     seed: int = 0
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    revision: str
-    requests: int
-    energy_j: float | None
-    grams: float | None
-    mean_power_w: float | None
-    ttft_p50_s: float | None
-    ttft_p99_s: float | None
-    tpot_p50_s: float | None
-    tpot_p99_s: float | None
-    actuations: int | None
-
-
 class ServedSettings(SimulationSettings, frozen=True):
     """Settings for a model shape that is no preset: the one that serves."""
 
@@ -127,7 +115,7 @@ class DrawnLevels:
         return {}
 
 
-def run(question: Question) -> list[Outcome]:
+def run(question: Question) -> list[WhatIfOutcome]:
     """Raises `ValueError` for a question without requests or with an unknown profile."""
     if not question.requests:
         raise ValueError("no request was recorded in the window")
@@ -157,10 +145,10 @@ def _simulated(question: Question, variant: Variant, workload: Workload, grid: G
     return simulate(workload, variant.policy, settings, grid=grid, directing=directing, seed=question.seed)
 
 
-def _outcome(variant: Variant, done: SimulationOutcome) -> Outcome:
+def _outcome(variant: Variant, done: SimulationOutcome) -> WhatIfOutcome:
     figures, device = done.result.summary(), done.result.device
     assert device is not None
-    return Outcome(
+    return WhatIfOutcome(
         revision=variant.revision,
         requests=figures["completed"],
         energy_j=device.energy_j,
