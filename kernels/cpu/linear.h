@@ -16,7 +16,7 @@ constexpr int kPanel = kPanelVectors * kLanes;  // outputs of one panel
 constexpr int kTileRows = 8;                    // rows computed at once: 8 x 3 accumulators in 32 registers
 #if defined(__AVX512BF16__) && defined(__AMX_BF16__)
 constexpr bool kBf16Pairs = true;
-constexpr int kGroupRows = 32;  // two tiles of rows share the weights in a register
+constexpr int kGroupRows = 512;  // rows that share a part of a panel while it is in the first-level cache
 #elif defined(__AVX512BF16__)
 constexpr bool kBf16Pairs = true;  // an instruction multiplies pairs of bf16
 constexpr int kGroupRows = kTileRows;

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "linear_codes.h"
 
@@ -33,7 +34,7 @@ inline bool tiles_granted() {
 }
 
 // Up to here codes are expanded as they are multiplied.
-inline int direct_rows() { return tiles_granted() ? kGroupRows : kVectorRows; }
+inline int direct_rows() { return tiles_granted() ? std::numeric_limits<int>::max() : kVectorRows; }
 
 // Some rows of a step's inputs as pairs whose odd, or whose even half is zero, each to be broadcast.
 template <int Rows>
@@ -197,10 +198,19 @@ inline void add_double_step(const TileInputs& in, const bf16* w) {
 struct StoredSteps {
   const bf16* weights;
 
+  explicit StoredSteps(const char* panel) : weights(reinterpret_cast<const bf16*>(panel)) {}
+
   const bf16* next() {
     const bf16* step = weights;
     weights += kStep * kPanel;
     return step;
+  }
+
+  // The next `count` steps, to be read several times; `scratch` has room for them.
+  StoredSteps several(int count, u32x16*) {
+    const StoredSteps first = *this;
+    weights += long(count) * kStep * kPanel;
+    return first;
   }
 };
 
@@ -210,19 +220,25 @@ struct ExpandedSteps {
   alignas(64) u32x16 scratch[2][kStepPairs * kPanelVectors];
   int turn = 0;
 
-  explicit ExpandedSteps(const char* from) : block(from) {}
+  explicit ExpandedSteps(const char* panel) : block(panel) {}
 
   const bf16* next() {
     u32x16* to = scratch[turn ^= 1];
     block = expand_step<Expander>(block, to);
     return reinterpret_cast<const bf16*>(to);
   }
+
+  StoredSteps several(int count, u32x16* to) {
+    const u32x16* first = to;
+    for (int i = 0; i < count; i++, to += kStepPairs * kPanelVectors) block = expand_step<Expander>(block, to);
+    return StoredSteps(reinterpret_cast<const char*>(first));
+  }
 };
 
-// The whole K of up to two tiles of rows; `fetch(pair)` brings cache lines for later meanwhile.
+// The inputs from `k` to `end` of up to two tiles of rows; `fetch(pair)` brings cache lines for later meanwhile.
 template <class Steps, class Fetch>
-void add_steps(int k_size, Steps& steps, const bf16* x, long stride, int rows, const Fetch& fetch) {
-  alignas(64) bf16 padded[2 * kTileSide * kStep] = {};
+void add_steps(int k, int end, Steps& steps, const bf16* x, long stride, int rows, const Fetch& fetch) {
+  alignas(64) bf16 padded[2 * kTileSide * kStep];
   const bool two = rows > kTileSide;
   const auto copy = [&](int first, int k, int count) {
     for (int r = first; r < rows; r++) std::memcpy(padded + r * kStep, x + r * stride + k, count * sizeof(bf16));
@@ -232,9 +248,11 @@ void add_steps(int k_size, Steps& steps, const bf16* x, long stride, int rows, c
   };
   TileInputs inputs{x, x + kTileSide * stride, 2 * stride, 2 * stride};
   const bool ragged = two && rows < 2 * kTileSide;
-  if (ragged) inputs.below = padded + kTileSide * kStep, inputs.below_bytes = 2 * kStep;
-  int k = 0;
-  for (; k + kStep <= k_size; k += kStep) {
+  if (ragged) {
+    std::memset(padded, 0, sizeof padded);
+    inputs.below = padded + kTileSide * kStep, inputs.below_bytes = 2 * kStep;
+  }
+  for (; k + kStep <= end; k += kStep) {
     inputs.x = x + k;
     if (ragged)
       copy(kTileSide, k, kStep);
@@ -243,11 +261,11 @@ void add_steps(int k_size, Steps& steps, const bf16* x, long stride, int rows, c
     add(inputs, steps.next());
     fetch(k / 2);
   }
-  if (k == k_size) return;
+  if (k >= end) return;
   std::memset(padded, 0, sizeof padded);
-  copy(0, k, k_size - k);
+  copy(0, k, end - k);
   alignas(64) bf16 weights[kStep * kPanel] = {};
-  std::memcpy(weights, steps.next(), long(k_size - k) * kPanel * sizeof(bf16));
+  std::memcpy(weights, steps.next(), long(end - k) * kPanel * sizeof(bf16));
   add({padded, padded + kTileSide * kStep, 2 * kStep, 2 * kStep}, weights);
 }
 
@@ -259,45 +277,107 @@ inline void add_bias(const Linear& linear, int panel, int rows, float* out) {
   }
 }
 
-// Up to two tiles of rows; `out` has room for both.
+// The tile registers of this thread, shaped for some rows, until it is destroyed: a thread that holds none is cheaper to
+// switch and lets its core sleep deeper.
+class TileRegisters {
+ public:
+  TileRegisters() = default;
+  TileRegisters(const TileRegisters&) = delete;
+  ~TileRegisters() { _tile_release(); }
+
+  void shape(int rows) {
+    rows = std::min(rows, kTileSide);
+    if (rows == rows_) return;
+    const TileShapes shapes(rows);
+    asm volatile("ldtilecfg %0" : : "m"(shapes));
+    rows_ = rows;
+  }
+
+  static void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+  }
+
+  static void read(const float* sums, int rows) {
+    GS_LOAD_TILE(0, sums, kPairBytes);
+    GS_LOAD_TILE(1, sums + kLanes, kPairBytes);
+    GS_LOAD_TILE(2, sums + 2 * kLanes, kPairBytes);
+    if (rows <= kTileSide) return;
+    sums += kTileSide * kPanel;
+    GS_LOAD_TILE(3, sums, kPairBytes);
+    GS_LOAD_TILE(4, sums + kLanes, kPairBytes);
+    GS_LOAD_TILE(5, sums + 2 * kLanes, kPairBytes);
+  }
+
+  static void write(float* sums, int rows) {
+    GS_STORE_TILE(0, sums, kPairBytes);
+    GS_STORE_TILE(1, sums + kLanes, kPairBytes);
+    GS_STORE_TILE(2, sums + 2 * kLanes, kPairBytes);
+    if (rows <= kTileSide) return;
+    sums += kTileSide * kPanel;
+    GS_STORE_TILE(3, sums, kPairBytes);
+    GS_STORE_TILE(4, sums + kLanes, kPairBytes);
+    GS_STORE_TILE(5, sums + 2 * kLanes, kPairBytes);
+  }
+
+ private:
+  int rows_ = 0;
+};
+
+// Any number of rows; `out` has room for a multiple of two tiles of them. Two tiles of rows keep their sums in registers
+// for the whole K. More rows take it in parts, whose weights stay in the first-level cache for all of them; sums wait in
+// `out` in between, exactly.
 template <class Steps>
 void multiply_tiles(const Linear& linear, Steps steps, const bf16* x, long stride, int rows, float* out, int next,
                     int first_row) {
-  const TileShapes shapes(std::min(rows, kTileSide));
-  asm volatile("ldtilecfg %0" : : "m"(shapes));
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  add_steps(linear.k, steps, x, stride, rows, [&](int pair) {
-    for (int row = 0; row < rows; row += kTileRows) {
-      const char* ahead = lines_ahead(linear, next, first_row + row);
-      if (ahead == linear.panel(0)) return;
-#pragma GCC unroll 16
-      for (int line = 0; line < kStepPairs; line++) __builtin_prefetch(ahead + (pair + line) * 64l, 0, 2);
+  constexpr int kGroup = 2 * kTileSide;
+  TileRegisters registers;
+  const auto add_group = [&](auto& weights, int k, int end, int row) {
+    const int some = std::min(kGroup, rows - row);
+    float* sums = out + row * kPanel;
+    registers.shape(some);
+    if (k == 0)
+      registers.clear();
+    else
+      registers.read(sums, some);
+    const char* ahead[kGroup / kTileRows];
+    int streams = 0;
+    for (int part = row; part < row + some; part += kTileRows, streams++) {
+      ahead[streams] = lines_ahead(linear, next, first_row + part);
+      if (ahead[streams] == linear.panel(0)) break;
     }
-  });
-  GS_STORE_TILE(0, out, kPairBytes);
-  GS_STORE_TILE(1, out + kLanes, kPairBytes);
-  GS_STORE_TILE(2, out + 2 * kLanes, kPairBytes);
-  if (rows > kTileSide) {
-    float* below = out + kTileSide * kPanel;
-    GS_STORE_TILE(3, below, kPairBytes);
-    GS_STORE_TILE(4, below + kLanes, kPairBytes);
-    GS_STORE_TILE(5, below + 2 * kLanes, kPairBytes);
+    add_steps(k, end, weights, x + row * stride, stride, some, [&](int pair) {
+      for (int i = 0; i < streams; i++)
+#pragma GCC unroll 16
+        for (int line = 0; line < kStepPairs; line++) __builtin_prefetch(ahead[i] + (pair + line) * 64l, 0, 2);
+    });
+    registers.write(sums, some);
+  };
+  if (rows <= kGroup) return add_group(steps, 0, linear.k, 0);
+  constexpr int kMostSteps = 9;  // 27 KB of weights beside 18 KB of inputs
+  alignas(64) u32x16 scratch[kMostSteps * kStepPairs * kPanelVectors];
+  const int num_steps = (linear.k + kStep - 1) / kStep;
+  const int parts = (num_steps + kMostSteps - 1) / kMostSteps;
+  for (int part = 0; part < parts; part++) {
+    const int first = part * num_steps / parts, last = (part + 1) * num_steps / parts;
+    const StoredSteps weights = steps.several(last - first, scratch);
+    for (int row = 0; row < rows; row += kGroup) {
+      StoredSteps again = weights;
+      add_group(again, first * kStep, std::min(last * kStep, linear.k), row);
+    }
   }
-  // A thread that holds no tiles is cheaper to switch and lets its core sleep deeper.
-  _tile_release();
 }
 
 inline void multiply(const Linear& linear, int panel, const void* expanded, const bf16* x, long stride, int rows,
                      float* out, int next, int first_row) {
   if (tiles_granted()) {
     const auto multiply_with = [&](auto steps) { multiply_tiles(linear, steps, x, stride, rows, out, next, first_row); };
-    if (expanded)
-      multiply_with(StoredSteps{static_cast<const bf16*>(expanded)});
+    if (linear.packing == kBf16)
+      multiply_with(StoredSteps(linear.panel(panel)));
     else if (linear.packing == kInt4)
       multiply_with(ExpandedSteps<Int4Expander>(linear.panel(panel)));
     else
