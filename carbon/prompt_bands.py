@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from carbon.text_features import FEATURES, featurise
 
@@ -73,5 +72,7 @@ def fit_bands(
     return fitted, np.asarray(np.searchsorted(cuts, scores), dtype=np.int64)
 
 
-def _model() -> LogisticRegression:
+def _model() -> Any:
+    from sklearn.linear_model import LogisticRegression  # only once there is something to fit, as in text_features
+
     return LogisticRegression(C=1.0, max_iter=500)
