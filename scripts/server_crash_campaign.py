@@ -35,7 +35,7 @@ from serving.ledger.engine import Location, sqlite_module
 from serving.ledger.reader import LedgerReader
 
 TOKEN = "crash-campaign-token"  # noqa: S105 - of a server on loopback that lives for this run
-WORDS = {"server": "serving.cli", "engine": "engine.worker", "powerd": "power.powerd", "dashboard": "streamlit"}
+WORDS = {"server": "serving.cli", "engine": "engine.worker", "powerd": "power.powerd", "dashboard": "dashboard.serve"}
 VICTIMS = tuple(WORDS)
 DEFAULTS = {"lock_min_mhz": None, "lock_max_mhz": None, "limit_w": None}
 PATIENCE_S = 300.0
