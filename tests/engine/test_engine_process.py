@@ -80,6 +80,7 @@ async def test_every_tenth_of_a_hundred_is_cancelled_and_the_others_are_exact(cl
 
 
 async def test_abort_by_id_ends_the_stream(client):
+    await collect(client, generation("first"))  # a cold step is long, and would be stretched to minutes
     client.set_pace(SLOW)
     stream = client.generate(generation("victim", length=400))
     got = [await anext(stream)]
