@@ -67,7 +67,8 @@ class Overhead:
 @dataclass(frozen=True, slots=True)
 class Soak:
     """`wrong_streams`: their text or their number of chunks was not what the engine gave; `failed_streams`: not 200, or
-    cut off. Memory is the server process's resident set, after warm-up and at the end."""
+    cut off. `late_p99_ms`: by how much the last token came later than the engine's pace, counted from the first one.
+    Memory is the server process's resident set, after warm-up and at the end."""
 
     streams: int
     seconds: float
@@ -268,7 +269,7 @@ async def measure_soak(
         stream = Stream(port)
         while time.monotonic() < ends_s:
             try:
-                _, text, chunks, took_s = await stream.ask(STREAM_TOKENS)
+                first_s, text, chunks, took_s = await stream.ask(STREAM_TOKENS)
             except (OSError, ValueError, asyncio.IncompleteReadError) as error:
                 failed += 1
                 errors[f"{type(error).__name__}: {error}"] += 1
@@ -277,7 +278,7 @@ async def measure_soak(
             finished += 1
             tokens += chunks
             wrong += text != expected or chunks != STREAM_TOKENS
-            late.append(took_s - nominal_s)
+            late.append(took_s - first_s - (STREAM_TOKENS - 1) / rate)
         stream.close()
 
     memory: list[float] = []
