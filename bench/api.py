@@ -1,7 +1,8 @@
 """The inference API's own cost, on an engine that computes nothing. `gridserve bench api [--json FILE]`.
 
 Overhead: how much later a first token is there through HTTP than from a direct call of the engine, while other streams
-are open; both with the same streams, the server in a process of its own, the client in another. Soak (`--soak S`): many
+are open; both with the same streams. The server, the readers of the streams and the probe are processes of their own; a
+token counts as there when the kernel has put it on the probe's socket. Soak (`--soak S`): many
 streams at once for so long; every stream's text and number of chunks are checked, the server's memory is watched.
 """
 
@@ -26,7 +27,9 @@ from typing import Any
 import psutil
 import uvicorn
 
+from bench._api_clients import Probe, completion_request, open_streams
 from bench._machine import cpu_name
+from bench._null_api import NullApi
 from bench._paced_engine import PacedEngine
 from engine.client_protocol import Generation
 from engine.request import SamplingParams
@@ -40,19 +43,23 @@ STREAM_TOKENS = 100
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Milliseconds to the first token, measured. `overhead_*`: the difference of the percentiles. `cpu_per_request_ms`:
-    processor time of the server for one request of one token without other streams; unlike the rest it hardly depends
-    on what else the machine does. `load_average`: of the last minute, when the measurement ended."""
+    """Milliseconds to the first token, measured. `null_*`: of `NullApi` under the same server, the floor under any API.
+    `overhead_*`: the difference of the percentiles of `http_*` and `direct_*`. `cpu_per_request_ms`: processor time of
+    the server for one request of one token without other streams; unlike the rest it hardly depends on what else the
+    machine does. `load_average`: of the last minute, when the measurement ended."""
 
     open_streams: int
     tokens_per_s: float
     probes: int
     direct_p50_ms: float
     direct_p99_ms: float
+    null_p50_ms: float
+    null_p99_ms: float
     http_p50_ms: float
     http_p99_ms: float
     overhead_p50_ms: float
     overhead_p99_ms: float
+    null_cpu_per_request_ms: float
     cpu_per_request_ms: float
     load_average: float
 
@@ -60,7 +67,8 @@ class Overhead:
 @dataclass(frozen=True, slots=True)
 class Soak:
     """`wrong_streams`: their text or their number of chunks was not what the engine gave; `failed_streams`: not 200, or
-    cut off. Memory is the server process's resident set, after warm-up and at the end."""
+    cut off. `late_p99_ms`: by how much the last token came later than the engine's pace, counted from the first one.
+    Memory is the server process's resident set, after warm-up and at the end."""
 
     streams: int
     seconds: float
@@ -96,22 +104,28 @@ async def _serve(channel: Connection, interval_s: float) -> None:
     text = ModelText(open_checkpoint(Path(path)).load_tokenizer())
     engine = PacedEngine(text.encode(COUNTING), 49152, interval_s)
     settings = ApiSettings(max_queued_requests=4096)
-    server = uvicorn.Server(server_config(create_app(InferenceService(engine, text, settings), settings), settings))
-    with bind(settings.host, 0) as listener:
-        await _serve_on(listener, server, engine, text.decode(text.encode(COUNTING)[:STREAM_TOKENS]), channel)
+    apps = create_app(InferenceService(engine, text, settings), settings), NullApi(engine)
+    servers = [uvicorn.Server(server_config(app, settings)) for app in apps]
+    with bind(settings.host, 0) as ours, bind(settings.host, 0) as null:
+        await _serve_on((ours, null), servers, engine, text.decode(text.encode(COUNTING)[:STREAM_TOKENS]), channel)
 
 
 async def _serve_on(
-    listener: socket.socket, server: uvicorn.Server, engine: PacedEngine, expected: str, channel: Connection
+    listeners: Sequence[socket.socket],
+    servers: Sequence[uvicorn.Server],
+    engine: PacedEngine,
+    expected: str,
+    channel: Connection,
 ) -> None:
-    running = asyncio.create_task(server.serve([listener]))
+    running = [asyncio.create_task(one.serve([on])) for one, on in zip(servers, listeners, strict=True)]
     gc.freeze()  # as the server does when it is ready
-    channel.send((listener.getsockname()[1], expected))
+    channel.send((tuple(one.getsockname()[1] for one in listeners), expected))
     loop = asyncio.get_running_loop()
     while (asked := await loop.run_in_executor(None, _asked, channel)) is not None:
         channel.send(await _direct(engine, *asked))
-    server.should_exit = True
-    await running
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*running)
 
 
 def _asked(channel: Connection) -> tuple[int, int] | None:
@@ -160,10 +174,8 @@ class Stream:
         """`(seconds to the first token, text, chunks with text, seconds in all)`. Raises `OSError`."""
         if self._writer is None or self._reader is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        body = json.dumps({"model": "paced", "prompt": "Count", "max_tokens": tokens, "stream": True}).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         started_s, first_s = time.perf_counter(), None
-        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self._writer.write(completion_request(tokens))
         status = await self._reader.readline()
         if b" 200 " not in status:
             raise OSError(f"answered {status!r}")
@@ -190,46 +202,56 @@ class Stream:
             self._writer.close()
 
 
-async def measure_overhead(
-    port: int, channel: Connection, server: psutil.Process, streams: int, rate: float, probes: int
+def measure_overhead(
+    ports: tuple[int, int], channel: Connection, server: psutil.Process, streams: int, rate: float, probes: int
 ) -> Overhead:
-    loop = asyncio.get_running_loop()
-    cpu_ms = await _cpu_ms(port, server, probes)
+    """`ports`: of the API and of `NullApi`."""
+    cpu_ms, null_cpu_ms = (_cpu_ms(port, server, probes) for port in ports)
     channel.send((streams, probes))
-    direct = await loop.run_in_executor(None, channel.recv)
-    others = [asyncio.create_task(_keep_reading(port)) for _ in range(streams)]
-    await asyncio.sleep(WARM_UP_S)
-    probe, found = Stream(port), []
-    await probe.ask(1)
-    for _ in range(probes):
-        found.append((await probe.ask(1))[0])
-        await asyncio.sleep(PROBE_GAP_S)
-    for other in others:
-        other.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    probe.close()
-    (d50, d99), (h50, h99) = _percentiles_ms(direct), _percentiles_ms(found)
-    load = os.getloadavg()[0]
-    return Overhead(streams, streams * rate, probes, d50, d99, h50, h99, h50 - d50, h99 - d99, cpu_ms, load)
+    d50, d99 = _percentiles_ms(channel.recv())
+    (n50, n99), (h50, h99) = (_percentiles_ms(_over_http(port, streams, probes)) for port in reversed(ports))
+    return Overhead(
+        open_streams=streams,
+        tokens_per_s=streams * rate,
+        probes=probes,
+        direct_p50_ms=d50,
+        direct_p99_ms=d99,
+        null_p50_ms=n50,
+        null_p99_ms=n99,
+        http_p50_ms=h50,
+        http_p99_ms=h99,
+        overhead_p50_ms=h50 - d50,
+        overhead_p99_ms=h99 - d99,
+        null_cpu_per_request_ms=null_cpu_ms,
+        cpu_per_request_ms=cpu_ms,
+        load_average=os.getloadavg()[0],
+    )
 
 
-async def _cpu_ms(port: int, server: psutil.Process, requests: int) -> float:
+def _over_http(port: int, streams: int, probes: int) -> list[float]:
+    """Seconds to the first token beside `streams` that are read."""
+    with open_streams(port, streams, STREAM_TOKENS):
+        time.sleep(WARM_UP_S)
+        probe, found = Probe(port), []
+        probe.first_token_s()
+        for _ in range(probes):
+            found.append(probe.first_token_s())
+            time.sleep(PROBE_GAP_S)
+        probe.close()
+    return found
+
+
+def _cpu_ms(port: int, server: psutil.Process, requests: int) -> float:
     """Of the server's process, for one request."""
-    probe = Stream(port)
+    probe = Probe(port)
     for _ in range(20):
-        await probe.ask(1)
+        probe.first_token_s()
     before = server.cpu_times()
     for _ in range(requests):
-        await probe.ask(1)
+        probe.first_token_s()
     after = server.cpu_times()
     probe.close()
     return float(after.user + after.system - before.user - before.system) / requests * 1e3
-
-
-async def _keep_reading(port: int) -> None:
-    stream = Stream(port)
-    while True:
-        await stream.ask(STREAM_TOKENS)
 
 
 async def measure_soak(
@@ -247,7 +269,7 @@ async def measure_soak(
         stream = Stream(port)
         while time.monotonic() < ends_s:
             try:
-                _, text, chunks, took_s = await stream.ask(STREAM_TOKENS)
+                first_s, text, chunks, took_s = await stream.ask(STREAM_TOKENS)
             except (OSError, ValueError, asyncio.IncompleteReadError) as error:
                 failed += 1
                 errors[f"{type(error).__name__}: {error}"] += 1
@@ -256,7 +278,7 @@ async def measure_soak(
             finished += 1
             tokens += chunks
             wrong += text != expected or chunks != STREAM_TOKENS
-            late.append(took_s - nominal_s)
+            late.append(took_s - first_s - (STREAM_TOKENS - 1) / rate)
         stream.close()
 
     memory: list[float] = []
@@ -305,13 +327,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs, 1.0 / arguments.rate), daemon=True)
     server.start()
-    port, expected = ours.recv()
+    ports, expected = ours.recv()
     found: Overhead | Soak
     watched = psutil.Process(server.pid)
     if arguments.soak is not None:
-        found = asyncio.run(measure_soak(port, watched, expected, arguments.streams, arguments.soak, arguments.rate))
+        found = asyncio.run(
+            measure_soak(ports[0], watched, expected, arguments.streams, arguments.soak, arguments.rate)
+        )
     else:
-        found = asyncio.run(measure_overhead(port, ours, watched, arguments.streams, arguments.rate, arguments.probes))
+        found = measure_overhead(ports, ours, watched, arguments.streams, arguments.rate, arguments.probes)
     ours.send(None)
     server.join(10.0)
     figures: dict[str, Any] = {**asdict(found), "method": "measured", "machine": cpu_name()}

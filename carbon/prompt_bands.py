@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from carbon.text_features import FEATURES, featurise
 
@@ -79,7 +77,10 @@ def fit_bands(
     return fitted, np.asarray(np.searchsorted(cuts, scores), dtype=np.int64)
 
 
-def _fitted(matrix: Any, prefers_l0: NDArray[np.bool_]) -> LogisticRegression:
+def _fitted(matrix: Any, prefers_l0: NDArray[np.bool_]) -> Any:
+    from sklearn.linear_model import LogisticRegression  # only once there is something to fit, as in text_features
+    from threadpoolctl import threadpool_limits
+
     # The solver's vectors are short: with more than one BLAS thread it waits for them, 15 times as long on 2 cores.
     with threadpool_limits(1, user_api="blas"):
         return LogisticRegression(C=1.0, max_iter=500).fit(matrix, prefers_l0)

@@ -12,6 +12,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.linear_model import SGDClassifier
 
 from carbon.text_features import FEATURES, HASHED, VERSION, featurise
 
@@ -60,8 +60,13 @@ class PromptClassifier:
         self.threshold = 1.0
         self.novelty_limit = 0.0
         self._seen = np.zeros(FEATURES, dtype=bool)
-        self._model = SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0, learning_rate="optimal")
         self._kept: list[tuple[Array, int, float]] = []
+
+    @cached_property
+    def _model(self) -> Any:
+        from sklearn.linear_model import SGDClassifier  # only once there is something to learn, as in text_features
+
+        return SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0, learning_rate="optimal")
 
     def learn(self, prompts: Sequence[str], labels: Sequence[str], passes: int = 1) -> None:
         """Take in declared examples. `passes` over the batch: several for a first bulk load, one when online.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer
 
 HASHED = 2**15
 SHAPE = ("log_words", "digits", "question_mark", "lines", "capitals", "options")
@@ -21,16 +21,30 @@ VERSION = 1
 
 _OPTIONS = re.compile(r"(?:^|\n|\s)\(?[A-E][.):]\s")
 _WORDS_AND_SIGNS = r"(?u)\b\w+\b|[?=+*/$]"
-_vectorizer = HashingVectorizer(
-    n_features=HASHED, ngram_range=(1, 2), alternate_sign=False, token_pattern=_WORDS_AND_SIGNS
-)
+
+
+@cache
+def _vectorizer() -> Any:
+    # Imported when a prompt is first looked at: the library takes a second, by which a server would start later.
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(
+        n_features=HASHED, ngram_range=(1, 2), alternate_sign=False, token_pattern=_WORDS_AND_SIGNS
+    )
+
+
+def load_learning() -> None:
+    """Import what features and classifiers need, so that the first prompt does not wait for it."""
+    import sklearn.linear_model  # noqa: F401
+
+    _vectorizer()
 
 
 def featurise(prompts: Sequence[str]) -> Any:
     """CSR matrix `[n, FEATURES]` of float64; rows of hashed columns have length 1. Only the first 20 000 characters
     of a prompt count, so that a long prompt costs no more than a bounded time."""
     texts = [prompt[:MAX_CHARACTERS] for prompt in prompts]
-    words = _vectorizer.transform(texts)
+    words = _vectorizer().transform(texts)
     shape = sparse.csr_matrix(np.array([_shape(text) for text in texts]).reshape(len(texts), len(SHAPE)))
     return sparse.hstack([words, shape], format="csr")
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -45,6 +44,7 @@ from engine.messages import (
     from_engine_decoder,
 )
 from engine.request import FinishReason
+from engine.token_streams import TokenStreams
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +62,6 @@ class EngineStartError(Exception):
     """The engine cannot start; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A generation under way; `ticket` tells it from an earlier one of the same id."""
-
-    ticket: int
-    arrivals: asyncio.Queue[TokenDelta | EngineUnavailableError] = field(default_factory=asyncio.Queue)
-
-
 class EngineClient:
     """One engine process and the streams of tokens that come out of it.
 
@@ -83,8 +75,7 @@ class EngineClient:
         self._config = config
         self._on_loading = on_loading
         self.on_step = on_step
-        self._streams: dict[str, _Stream] = {}
-        self._next_ticket = 0
+        self._streams = TokenStreams()
         self._info: EngineInfo | None = None
         self._stats: EngineStats | None = None
         self._health = EngineHealth(False, "the engine has not been started")
@@ -140,10 +131,7 @@ class EngineClient:
         if not self._health.ready:
             raise EngineUnavailableError(self._health.reason)
         request_id = generation.request_id
-        if request_id in self._streams:
-            raise ValueError(f"request id {request_id!r} is already running; ids must be unique while they run")
-        stream = self._streams[request_id] = _Stream(self._next_ticket)
-        self._next_ticket += 1
+        stream = self._streams.open(request_id)
         finished = False
         try:
             self._send(
@@ -158,23 +146,23 @@ class EngineClient:
                 )
             )
             while not finished:
-                delta = await stream.arrivals.get()
-                if isinstance(delta, EngineUnavailableError):
-                    finished = True
-                    raise delta
+                delta = await stream.next()
                 finished = delta.finish_reason is not None
                 yield delta
+        except EngineUnavailableError:
+            finished = True
+            raise
         finally:
-            del self._streams[request_id]
+            self._streams.close(request_id)
             if not finished:
                 self._send(Abort((request_id,)))
 
     async def abort(self, request_id: str) -> None:
         """End a request by id; its stream ends with `FinishReason.ABORT`. Unknown ids are ignored."""
-        stream = self._streams.get(request_id)
+        stream = self._streams.find(request_id)
         if stream is not None:
             self._send(Abort((request_id,)))
-            stream.arrivals.put_nowait(TokenDelta((), (), FinishReason.ABORT, 0, None))
+            stream.put(TokenDelta((), (), FinishReason.ABORT, 0, None))
 
     def set_limits(
         self, token_budget: int | None = None, max_running: int | None = None, for_s: float | None = None
@@ -295,12 +283,13 @@ class EngineClient:
 
     async def _read(self, channel: zmq.asyncio.Socket) -> None:
         while True:
-            self._take(from_engine_decoder.decode(await channel.recv()))
+            await self._take(from_engine_decoder.decode(await channel.recv()))
 
-    def _take(self, message: FromEngine) -> None:
+    async def _take(self, message: FromEngine) -> None:
         match message:
             case StepOutputs():
                 self._take_outputs(message)
+                await self._streams.deliver(message.deltas)
             case Loading():
                 self._health = EngineHealth(False, f"the engine is loading: {message.stage}")
                 if self._on_loading is not None:
@@ -315,21 +304,9 @@ class EngineClient:
                 logger.error("engine cannot start: %s", reason)
 
     def _take_outputs(self, outputs: StepOutputs) -> None:
+        """A step is accounted before its tokens are read: the last of them asks for its request's joules."""
         self._stats = outputs.stats
         self._health = EngineHealth(outputs.fault is None, outputs.fault)
-        for delta in outputs.deltas:
-            stream = self._streams.get(delta.request_id)
-            if stream is not None and stream.ticket == delta.ticket:
-                stream.arrivals.put_nowait(
-                    TokenDelta(
-                        delta.token_ids,
-                        delta.logprobs,
-                        delta.finish_reason,
-                        delta.num_cached_tokens,
-                        delta.error,
-                        delta.admitted_s,
-                    )
-                )
         if outputs.record is not None and self.on_step is not None:
             try:
                 self.on_step(outputs.record, outputs.stats)
@@ -338,5 +315,4 @@ class EngineClient:
 
     def _set_unavailable(self, reason: str) -> None:
         self._health = EngineHealth(False, reason)
-        for stream in self._streams.values():
-            stream.arrivals.put_nowait(EngineUnavailableError(reason))
+        self._streams.fail(reason)

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from serving.ledger.engine import Location, sqlite_module
 from serving.ledger.reader import LedgerReader
 
 TOKEN = "crash-campaign-token"  # noqa: S105 - of a server on loopback that lives for this run
-WORDS = {"server": "serving.cli", "engine": "engine.worker", "powerd": "power.powerd", "dashboard": "streamlit"}
+WORDS = {"server": "serving.cli", "engine": "engine.worker", "powerd": "power.powerd", "dashboard": "dashboard.serve"}
 VICTIMS = tuple(WORDS)
 DEFAULTS = {"lock_min_mhz": None, "lock_max_mhz": None, "limit_w": None}
 PATIENCE_S = 300.0
@@ -85,6 +86,8 @@ class Campaign:
         self.answered = itertools.count()
         self.last_answer_s = time.monotonic()
         self.clients = [threading.Thread(target=self._ask, daemon=True) for _ in range(4)]
+        # Kept: to make a client costs tens of milliseconds of a processor that the restarting server needs.
+        self.http = httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
 
     def run(self, victims: Sequence[str], kills: int, until_s: float) -> None:
         for client in self.clients:
@@ -116,7 +119,9 @@ class Campaign:
         again = self._wait(lambda: (new := self.find(victim)) is not None and new.pid != process.pid, f"{victim} again")
         if again and self._wait(lambda: self.last_answer_s > killed_s and self.ready(), f"{victim}: service"):
             report.back_s.setdefault(victim, []).append(max(self.last_answer_s, time.monotonic()) - killed_s)
-        print(f"{victim} {number}: {report.back_s.get(victim, [0])[-1]:.1f} s", file=sys.stderr, flush=True)
+        took = f"{report.back_s[victim][-1]:.1f} s" if victim in report.back_s else "not back"
+        totals = f"kills {report.kills}, rows {len(report.rows_seen)}, failures {len(report.failures)}"
+        print(f"{victim} {number}: {took}; {totals}", file=sys.stderr, flush=True)
 
     def finish(self) -> Report:
         self.process.terminate()
@@ -142,13 +147,7 @@ class Campaign:
     def find(self, victim: str) -> psutil.Process | None:
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
-            words = {
-                "server": "serving.cli",
-                "engine": "engine.worker",
-                "powerd": "power.powerd",
-                "dashboard": "streamlit",
-            }
-            return next((one for one in children if words[victim] in one.cmdline()[2:3]), None)
+            return next((one for one in children if WORDS[victim] in one.cmdline()[2:3]), None)
         except psutil.Error:
             return None
 
@@ -161,9 +160,7 @@ class Campaign:
 
     def get(self, path: str, **parameters: int) -> dict[str, list[dict[str, str]]] | None:
         try:
-            answer = httpx.get(
-                self.admin + path, params=parameters, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30
-            )
+            answer = self.http.get(self.admin + path, params=parameters)
         except httpx.HTTPError:
             return None
         return answer.json() if answer.status_code == 200 else None
@@ -173,15 +170,16 @@ class Campaign:
 
     def _ask(self) -> None:
         body = {"model": "m", "max_tokens": 16, "messages": [{"role": "user", "content": "Hello"}]}
-        while not self.stopping.is_set():
-            asked_s = time.monotonic()
-            try:
-                if httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60).status_code == 200:
-                    self.last_answer_s = max(self.last_answer_s, asked_s)
-                    continue
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.05)
+        with httpx.Client(timeout=60) as client:
+            while not self.stopping.is_set():
+                asked_s = time.monotonic()
+                try:
+                    if client.post(f"{self.url}/v1/chat/completions", json=body).status_code == 200:
+                        self.last_answer_s = max(self.last_answer_s, asked_s)
+                        continue
+                except httpx.HTTPError:
+                    pass
+                time.sleep(0.1)
 
     def _wait(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> bool:
         deadline_s = time.monotonic() + seconds
@@ -189,7 +187,7 @@ class Campaign:
             if time.monotonic() > deadline_s:
                 self.report.failures.append(f"never: {what}")
                 return False
-            time.sleep(0.02)
+            time.sleep(0.05)
         return True
 
 
@@ -201,10 +199,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no trial after that")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="gridserve-crash-") as folder:
         campaign = Campaign(arguments.model, Path(folder), "dashboard" in arguments.victims)
         try:
             campaign.run(arguments.victims, arguments.kills, time.monotonic() + 60 * arguments.minutes)
+        except KeyboardInterrupt:
+            print("stopped; what was seen so far is checked and reported", file=sys.stderr)
         finally:
             report = campaign.finish()
     print(json.dumps(report.summary(), indent=2))

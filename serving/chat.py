@@ -25,7 +25,7 @@ from serving.openai_responses import (
 )
 from serving.prompts import chat_prompt
 from serving.service import Caller, InferenceService, Run
-from serving.sse import event
+from serving.sse import LastEvents, event
 from serving.streaming import StreamUsage, check_stream_options
 from serving.text import TextProtocol
 
@@ -84,7 +84,7 @@ async def complete_chat(service: InferenceService, body: ChatCompletionRequest, 
 async def stream_chat(
     service: InferenceService, body: ChatCompletionRequest, caller: Caller
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed answer, without the closing `[DONE]`."""
+    """The events of a streamed answer, without the closing `[DONE]`; those of its end are `LastEvents`."""
     async with _run(service, body, caller) as run:
         usage = StreamUsage(body, run.count)
 
@@ -100,20 +100,25 @@ async def stream_chat(
 
         begun = [False] * len(run.generations)
         running = len(run.generations)
+        last = b""
         async with aclosing(run.deltas()) as deltas:
             async for delta in deltas:
                 running -= delta.finish_reason is not None
+                events = b""
                 if not begun[delta.index]:
                     begun[delta.index] = True
-                    yield chunk([ChatChunkChoice(delta.index, ChatDelta("assistant", ""))])
+                    events = chunk([ChatChunkChoice(delta.index, ChatDelta("assistant", ""))])
                 if delta.text or delta.finish_reason is not None or body.logprobs or usage.continuous:
-                    last = running == 0 and not usage.included
-                    yield chunk([_chunk_choice(service.text, delta, bool(body.logprobs))], last)
+                    choice = _chunk_choice(service.text, delta, bool(body.logprobs))
+                    events += chunk([choice], last=running == 0 and not usage.included)
+                if running == 0:
+                    last = events
+                elif events:
+                    yield events
         if usage.included:
             usage.last = True
-            yield chunk([], last=True)
-        if closing := usage.closing(run.energy):
-            yield closing
+            last += chunk([], last=True)
+        yield LastEvents(last + usage.closing(run.energy))
 
 
 def _chunk_choice(text: TextProtocol, delta: TextDelta, with_logprobs: bool) -> ChatChunkChoice:

@@ -13,7 +13,7 @@ from serving.openai_requests import CompletionRequest
 from serving.openai_responses import Completion, CompletionChoice, CompletionLogprobs, encode
 from serving.prompts import Prompt, completion_prompt, parse_prompts
 from serving.service import Caller, InferenceService, Run
-from serving.sse import event
+from serving.sse import LastEvents, event
 from serving.streaming import StreamUsage, check_stream_options
 from serving.text import TextProtocol
 
@@ -68,7 +68,7 @@ async def complete(service: InferenceService, body: CompletionRequest, caller: C
 async def stream_completion(
     service: InferenceService, body: CompletionRequest, caller: Caller
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed answer, without the closing `[DONE]`."""
+    """The events of a streamed answer, without the closing `[DONE]`; those of its end are `LastEvents`."""
     async with _run(service, body, caller) as run:
         usage, texts = StreamUsage(body, run.count), _TextChoices(service.text, body, run)
 
@@ -82,6 +82,7 @@ async def stream_completion(
 
         begun = [False] * len(run.generations)
         running = len(run.generations)
+        last = b""
         async with aclosing(run.deltas()) as deltas:
             async for delta in deltas:
                 running -= delta.finish_reason is not None
@@ -93,13 +94,14 @@ async def stream_completion(
                 if choice.logprobs is not None:
                     texts.extend_logprobs(choice.logprobs, delta.index, delta.token_ids, delta.logprobs)
                 choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
-                if choice.text or delta.finish_reason is not None or choice.logprobs is not None or usage.continuous:
-                    yield chunk([choice], last=running == 0 and not usage.included)
+                if running == 0:
+                    last = chunk([choice], last=not usage.included)
+                elif choice.text or delta.finish_reason is not None or choice.logprobs is not None or usage.continuous:
+                    yield chunk([choice])
         if usage.included:
             usage.last = True
-            yield chunk([], last=True)
-        if closing := usage.closing(run.energy):
-            yield closing
+            last += chunk([], last=True)
+        yield LastEvents(last + usage.closing(run.energy))
 
 
 class _TextChoices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -30,10 +31,13 @@ class _BodyCount:
 
 
 class Edge:
-    """Pure ASGI, so that streams pass untouched."""
+    """Pure ASGI, so that streams pass untouched. `direct`: what serves a POST to a path in place of `app`."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings, metrics: ApiMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ApiSettings, metrics: ApiMetrics, direct: Mapping[str, ASGIApp] | None = None
+    ) -> None:
         self.app = app
+        self._direct = direct or {}
         self.settings = settings
         self.metrics = metrics
         self._served_hosts = settings.served_hosts
@@ -55,9 +59,10 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
+        direct = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
         try:
             self._check_head(scope, headers)
-            await self.app(scope, self._bounded(receive, body), send_with_id)
+            await (direct or self.app)(scope, self._bounded(receive, body), send_with_id)
         except ApiError as error:
             await error.response()(scope, receive, send_with_id)
         except (ClientDisconnectedError, ClientDisconnect):
@@ -71,7 +76,7 @@ class Edge:
             await answer(scope, receive, send_with_id)
         finally:
             self._body_bytes_held -= body.num_bytes
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = getattr(scope.get("route"), "path", "unmatched") if direct is None else scope["path"]
             method = scope["method"] if route != "unmatched" else "any"
             self.metrics.http_request(route, method, status or _CLIENT_CLOSED)
 

@@ -10,16 +10,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """Items of all streams as they come; the order within a stream is kept.
 
     When one stream raises, or the reader stops, all are closed before this returns.
     """
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for item in stream:
-                yield item
-        return
+    return streams[0] if len(streams) == 1 else _merge(streams)
+
+
+async def _merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     queue: asyncio.Queue[T | asyncio.Task[None]] = asyncio.Queue()
 
     async def pump(stream: AsyncGenerator[T, None]) -> None:

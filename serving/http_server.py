@@ -6,8 +6,8 @@ import errno
 import socket
 
 import uvicorn
-from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.openai_errors import ApiError
@@ -73,7 +73,7 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+def server_config(app: ASGIApp, settings: ApiSettings) -> uvicorn.Config:
     """How `app` is served on a bound socket."""
     bounded = type("BoundedHttpProtocol", (BoundedHttpProtocol,), {"max_header_bytes": settings.max_header_bytes})
     return uvicorn.Config(

@@ -14,16 +14,14 @@ from starlette.exceptions import HTTPException
 from serving import openai_responses as responses
 from serving.auth import authenticate
 from serving.bodies import read_body
-from serving.chat import check_chat, complete_chat, stream_chat
-from serving.completions import check_completion, complete, stream_completion
 from serving.edge import Edge
+from serving.generation_routes import WithKey, generation_endpoints, generation_router
 from serving.http_server import NO_TELEMETRY
 from serving.openai_errors import ApiError, ErrorResponse, ModelNotFoundError
-from serving.openai_requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from serving.openai_requests import DetokenizeRequest, TokenizeRequest
 from serving.openapi_document import Responses, answers, build_document, json_of, takes
 from serving.service import InferenceService
 from serving.settings import ApiSettings
-from serving.sse import EventStream, until_disconnect
 from serving.tokenization import detokenize, tokenize
 
 VERSION = metadata.version("gridserve")
@@ -41,12 +39,14 @@ def create_app(service: InferenceService, settings: ApiSettings) -> FastAPI:
         telemetry=NO_TELEMETRY,
         redirect_slashes=False,
     )
-    # Routes are tried in this order: generation first.
+    generation = generation_endpoints(service, settings)
+    app.include_router(generation_router(generation, _key_check(settings)))
     app.include_router(_inference_router(service, settings))
     app.include_router(_open_router(service))
     app.include_router(_metrics_router(service, settings))
     app.include_router(_document_router(app, settings))
-    app.add_middleware(Edge, settings=settings, metrics=service.metrics)
+    direct = {path: WithKey(endpoint, settings.api_keys) for path, endpoint in generation.items()}
+    app.add_middleware(Edge, settings=settings, metrics=service.metrics, direct=direct)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     return app
@@ -108,31 +108,6 @@ def _open_router(service: InferenceService) -> APIRouter:
 
 def _inference_router(service: InferenceService, settings: ApiSettings) -> APIRouter:
     router = APIRouter(dependencies=[_key_check(settings)])
-    generation_errors = (401, 404, 503)
-
-    @router.post(
-        "/v1/chat/completions",
-        responses=answers(responses.ChatCompletion, *generation_errors, body=True, chunk=responses.ChatCompletionChunk),
-        openapi_extra=takes(ChatCompletionRequest),
-    )
-    async def chat_completions(request: Request) -> Response:
-        body, caller = await read_body(request, ChatCompletionRequest, settings.body_timeout_s)
-        check_chat(body)
-        if body.stream:
-            return EventStream(stream_chat(service, body, caller))
-        return _json(await until_disconnect(request.receive, complete_chat(service, body, caller)))
-
-    @router.post(
-        "/v1/completions",
-        responses=answers(responses.Completion, *generation_errors, body=True, chunk=responses.Completion),
-        openapi_extra=takes(CompletionRequest),
-    )
-    async def completions(request: Request) -> Response:
-        body, caller = await read_body(request, CompletionRequest, settings.body_timeout_s)
-        check_completion(body)
-        if body.stream:
-            return EventStream(stream_completion(service, body, caller))
-        return _json(await until_disconnect(request.receive, complete(service, body, caller)))
 
     @router.get("/v1/models", responses=answers(responses.ModelList, 401))
     async def models() -> Response:

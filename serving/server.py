@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from carbon.text_features import load_learning
 from engine.checkpoint import open_checkpoint
 from engine.client import EngineClient
 from engine.client_protocol import EngineInfo
@@ -32,6 +33,8 @@ from serving.settings import ApiSettings
 __all__ = ["AdminOptions", "ServerOptions", "run_server"]
 
 logger = logging.getLogger(__name__)
+
+IMPORT_AFTER_S = 5.0
 
 OnReady = Callable[[EngineInfo, str, str | None], None]
 
@@ -205,3 +208,6 @@ async def _announce(servers: list[_Listening], info: EngineInfo, on_ready: OnRea
     # What start-up made stays: a full collection over it would hold up every stream for a fifth of a second.
     gc.freeze()
     on_ready(info, servers[0].url, servers[1].url if len(servers) > 1 else None)
+    # What the classifier of prompts stands on takes a second to import: after the start, and not on the event loop.
+    await asyncio.sleep(IMPORT_AFTER_S)
+    await asyncio.to_thread(load_learning)

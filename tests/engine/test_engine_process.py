@@ -80,6 +80,7 @@ async def test_every_tenth_of_a_hundred_is_cancelled_and_the_others_are_exact(cl
 
 
 async def test_abort_by_id_ends_the_stream(client):
+    await collect(client, generation("first"))  # a cold step is long, and would be stretched to minutes
     client.set_pace(SLOW)
     stream = client.generate(generation("victim", length=400))
     got = [await anext(stream)]
@@ -97,9 +98,9 @@ async def test_what_an_aborted_request_left_on_the_wire_does_not_reach_the_next_
     sent: list[ToEngine] = []
     monkeypatch.setattr(client, "_send", sent.append)
 
-    def arrive(submitted: Submit, token: int, finish: FinishReason | None = None) -> None:
+    async def arrive(submitted: Submit, token: int, finish: FinishReason | None = None) -> None:
         delta = Delta(submitted.request_id, submitted.ticket, (token,), (), finish, 0, None)
-        client._take(StepOutputs((delta,), None, IDLE))
+        await client._take(StepOutputs((delta,), None, IDLE))
 
     streams, submitted = [], []
     for _ in range(2):
@@ -109,15 +110,15 @@ async def test_what_an_aborted_request_left_on_the_wire_does_not_reach_the_next_
         (message,) = [message for message in sent if isinstance(message, Submit) and message not in submitted]
         submitted.append(message)
         if len(streams) == 1:
-            arrive(message, 1)
+            await arrive(message, 1)
             assert (await pending).token_ids == (1,)
             await streams[0].aclose()
             assert sent[-1] == Abort(("same",))
     # The engine had drawn these before the abort reached it.
-    arrive(submitted[0], 2)
-    arrive(submitted[0], 3, FinishReason.LENGTH)
-    arrive(submitted[1], 4)
-    arrive(submitted[1], 5, FinishReason.LENGTH)
+    await arrive(submitted[0], 2)
+    await arrive(submitted[0], 3, FinishReason.LENGTH)
+    await arrive(submitted[1], 4)
+    await arrive(submitted[1], 5, FinishReason.LENGTH)
     assert tokens([await pending, *[delta async for delta in streams[1]]]) == [4, 5]
 
 
