@@ -29,7 +29,10 @@ spec:
     embodied: {{kg: 164}}
     range: {{low_g_per_kwh: 0, high_g_per_kwh: 1}}
   directives:
-    levels: [{{id: L0}}, {{id: L1, text: Always answer briefly}}, {{id: L2, text: Always answer very briefly}}]
+    levels:
+      - {{id: L0}}
+      - {{id: L1, text: Always answer briefly}}
+      - {{id: L2, text: Always answer very briefly, max_tokens: 2}}
     optimizer: classed
     quality_floor: 0.9
     confidence: 0.5
@@ -139,10 +142,15 @@ def _rows_of_the_evaluator(judged: Judged) -> list[dict[str, Any]]:
     return rows
 
 
+def _policies_carried_out(judged: Judged) -> int:
+    return sum(row["result"] == "applied" for row in judged.get("/api/v1/audit?kind=policy")["rows"])
+
+
 def test_the_served_model_may_judge_kept_prompts_itself(judged: Judged) -> None:
+    before = _policies_carried_out(judged)
     judged.write("{judge: self, max_tokens: 8}")
     until(lambda: "judge: self" in judged.get("/api/v1/policy")["text"], "the new policy is in force")
-    until(lambda: judged.get("/api/v1/audit?kind=policy")["rows"][0]["result"] == "applied", "it is carried out")
+    until(lambda: _policies_carried_out(judged) > before, "it is carried out")
     run = judged.judge("ask the model")
     assert run["error"] is None
     assert run["judge"] == "self"
