@@ -21,7 +21,7 @@ from traces.workload import Workload
 BUNDLED = Path(__file__).parent / "data"
 SHIPPED = Path(__file__).parent / "experiments"
 DATA_VARIABLE = "GRIDSERVE_SHARED_DATA"
-FORMAT = 2
+FORMAT = 3
 """Raised when the same settings give other results, so that no kept run is mixed with new ones."""
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from power.governors import EngineView
-from power.governors.prediction import CONVERGED, ITERATIONS, LONGEST_STEP_S
+from power.governors.prediction import CONVERGED, ITERATIONS, LONGEST_STEP_S, WORTH_RAISING
 from traces.compiled import compiled
-from traces.twin_arithmetic import TOP_MHZ, Numbers, predict_step
+from traces.twin_arithmetic import ACTIVE_IDLE_W, BOARD_IDLE_W, TOP_MHZ, Numbers, predict_step
 
 EngineNumbers = tuple[float, float, float, float, float, float, float, float]
 
@@ -81,16 +81,16 @@ def settle_batch(
 @compiled
 def latencies_of(
     twin: Numbers, engine: EngineNumbers, fraction: float, batch: float, step_s: float, correction: float
-) -> tuple[float, float]:
-    """(TTFT, TPOT) of a settled batch, s."""
+) -> tuple[float, float, float]:
+    """(TTFT of what waits, TTFT of a long prompt to come, TPOT) of a settled batch, s."""
     _, _, backlog, oldest_s, _, long_prompt, max_tokens, max_running = engine
     tpot_s = mean_step(twin, engine, min(batch, max_running), step_s, fraction)[0] * correction
     chunk = max(1.0, max_tokens - np.rint(batch))
     ttft_s = 0.0
     if backlog > 0.0:
         ttft_s = oldest_s + prefill_seconds(twin, engine, backlog, chunk, fraction) * correction
-    fresh_s = tpot_s + prefill_seconds(twin, engine, backlog + long_prompt, chunk, fraction) * correction
-    return max(ttft_s, fresh_s), tpot_s
+    fresh_s = tpot_s + prefill_seconds(twin, engine, long_prompt, chunk, fraction) * correction
+    return ttft_s, fresh_s, tpot_s
 
 
 @compiled
@@ -103,7 +103,7 @@ def energy_of(
     asked_per_s: float,
     correction: float,
 ) -> tuple[float, float]:
-    """(J/token, W) of a settled batch, smaller than the present one where the load asks for less."""
+    """(J/token above idle, W) of a settled batch, smaller than the present one where the load asks for less."""
     running, max_running = max(engine[0], 1.0), engine[7]
     settled = min(batch, max_running)
     if batch == running and asked_per_s * step_s * correction < running:
@@ -113,19 +113,19 @@ def energy_of(
             if abs(settled - before) < CONVERGED * settled:
                 break
     duration_s, power_w = mean_step(twin, engine, settled, step_s, fraction)
-    return duration_s * power_w / max(1.0, settled), power_w
+    return (power_w - (twin[BOARD_IDLE_W] + twin[ACTIVE_IDLE_W])) * duration_s / max(1.0, settled), power_w
 
 
 @compiled
 def forecast_clock(
     twin: Numbers, engine: EngineNumbers, clock_mhz: float, asked_per_s: float, correction: float
-) -> tuple[float, float, float, float, bool]:
-    """`prediction.forecast`: (TTFT s, TPOT s, J/token, W, whether the load is feasible)."""
+) -> tuple[float, float, float, float, float, bool]:
+    """`prediction.forecast`: (TTFT s, of a prompt to come, TPOT s, J/token, W, whether the load is feasible)."""
     fraction = clock_mhz / twin[TOP_MHZ]
     batch, step_s = settle_batch(twin, engine, fraction, asked_per_s, correction)
-    ttft_s, tpot_s = latencies_of(twin, engine, fraction, batch, step_s, correction)
+    ttft_s, fresh_s, tpot_s = latencies_of(twin, engine, fraction, batch, step_s, correction)
     joules, power_w = energy_of(twin, engine, fraction, batch, step_s, asked_per_s, correction)
-    return ttft_s, tpot_s, joules, power_w, batch <= engine[7]
+    return ttft_s, fresh_s, tpot_s, joules, power_w, batch <= engine[7]
 
 
 @compiled
@@ -135,6 +135,7 @@ def keeps_limits(
     clock_mhz: float,
     asked_per_s: float,
     correction: float,
+    waiting_limit_s: float,
     ttft_limit_s: float,
     tpot_limit_s: float,
 ) -> bool:
@@ -142,8 +143,8 @@ def keeps_limits(
     batch, step_s = settle_batch(twin, engine, fraction, asked_per_s, correction)
     if batch > engine[7]:
         return False
-    ttft_s, tpot_s = latencies_of(twin, engine, fraction, batch, step_s, correction)
-    return ttft_s <= ttft_limit_s and tpot_s <= tpot_limit_s
+    ttft_s, fresh_s, tpot_s = latencies_of(twin, engine, fraction, batch, step_s, correction)
+    return ttft_s <= waiting_limit_s and fresh_s <= ttft_limit_s and tpot_s <= tpot_limit_s
 
 
 @compiled
@@ -162,16 +163,21 @@ def choose_clock(
     clocks_mhz: Numbers,
     asked_per_s: float,
     correction: float,
+    waiting_limit_s: float,
     ttft_limit_s: float,
     tpot_limit_s: float,
 ) -> int:
     """`SloSlackGovernor.choose`: the place of the clock in ascending `clocks_mhz`, -1 when none keeps the limits."""
     low, high = 0, len(clocks_mhz) - 1
-    if not keeps_limits(twin, engine, clocks_mhz[high], asked_per_s, correction, ttft_limit_s, tpot_limit_s):
+    if not keeps_limits(
+        twin, engine, clocks_mhz[high], asked_per_s, correction, waiting_limit_s, ttft_limit_s, tpot_limit_s
+    ):
         return -1
     while low < high:
         middle = (low + high) // 2
-        if keeps_limits(twin, engine, clocks_mhz[middle], asked_per_s, correction, ttft_limit_s, tpot_limit_s):
+        if keeps_limits(
+            twin, engine, clocks_mhz[middle], asked_per_s, correction, waiting_limit_s, ttft_limit_s, tpot_limit_s
+        ):
             high = middle
         else:
             low = middle + 1
@@ -180,7 +186,7 @@ def choose_clock(
     stride = max(1, len(clocks_mhz) // 40)
     for place in range(low + stride, len(clocks_mhz), stride):
         joules = joules_per_token(twin, engine, clocks_mhz[place], asked_per_s, correction)
-        if joules > best_j:
+        if joules >= best_j * WORTH_RAISING:
             break
         best, best_j = place, joules
     return best

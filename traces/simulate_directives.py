@@ -50,18 +50,26 @@ class Knowledge:
 
 
 def learn(workload: Iterable[TraceRequest], twin: Twin) -> Knowledge:
-    """Mean lengths and preferred levels by task. Joules are the twin's at the top clock and a batch of 16.
+    """Mean lengths and preferred levels by task; a judged row that is drawn again is no new evidence. Joules are the
+    twin's at the top clock and a batch of 16.
 
     Raises `ValueError` for a workload that says nothing about levels.
     """
     lengths: dict[str, list[list[int]]] = defaultdict(list)
     prompts: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
     preferred: dict[str, Counter[str]] = defaultdict(Counter)
     levels: tuple[str, ...] = ()
+    seen: set[tuple[str, int]] = set()
     for request in workload:
         if not request.shaped or request.preferred_level is None:
             continue
         task = request.task or ""
+        requests[task] += 1
+        if request.judged_row is not None:
+            if (task, request.judged_row) in seen:
+                continue
+            seen.add((task, request.judged_row))
         levels = levels or (BASELINE_LEVEL, *(shaped.level for shaped in request.shaped))
         lengths[task].append([request.length_at(level).output_tokens for level in levels])
         prompts[task] += request.input_tokens
@@ -71,7 +79,7 @@ def learn(workload: Iterable[TraceRequest], twin: Twin) -> Knowledge:
     clock = twin.gpu.clock_max_mhz
     decode = twin.predict(decode_work(NOMINAL_BATCH, 512), clock)
     prefill = twin.predict(prefill_work(1024), clock)
-    total = sum(len(rows) for rows in lengths.values())
+    total = requests.total()
     tasks = tuple(sorted(lengths))
     costs, quality = [], []
     for task in tasks:
@@ -80,7 +88,7 @@ def learn(workload: Iterable[TraceRequest], twin: Twin) -> Knowledge:
         joules = prompt_j + mean * decode.energy_j / NOMINAL_BATCH
         costs.append(LevelCosts(tuple(joules.tolist()), tuple((mean * decode.duration_s / NOMINAL_BATCH).tolist())))
         quality.append(from_choices([float(preferred[task][level]) for level in levels]))
-    shares = tuple(len(lengths[task]) / total for task in tasks)
+    shares = tuple(requests[task] / total for task in tasks)
     return Knowledge(levels, tasks, tuple(costs), tuple(quality), shares)
 
 

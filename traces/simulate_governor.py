@@ -27,7 +27,7 @@ class QuickSloSlack(SloSlackGovernor):
         clocks = clock_numbers(observation.clocks_mhz, self.bounds.min_mhz or 0)
         if not len(clocks):
             return None
-        share = self.margin / caution
+        share, waiting_share = self.margin / caution, self.waiting_margin / caution
         asked = asked_tokens_per_s(self.twin, engine, observation.current_mhz)
         place = choose_clock(
             numbers_of(self.twin),
@@ -35,6 +35,7 @@ class QuickSloSlack(SloSlackGovernor):
             clocks,
             float(asked),
             float(correction),
+            waiting_share * slo.ttft_s,
             share * slo.ttft_s,
             share * slo.tpot_s,
         )

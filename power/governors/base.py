@@ -87,13 +87,20 @@ class GridSignal(Struct, frozen=True, gc=False):
 
 
 class Memory(Struct, frozen=True, gc=False):
-    """What a governor remembers between decisions; part of the observation, so that governors stay functions."""
+    """What a governor remembers between decisions; part of the observation, so that governors stay functions.
+
+    `heard`: the worst latency already answered for, as a share of its SLO; `output_share`, `long_prompt`: output tokens
+    for each prompt token, and tokens of a long prompt, as last known (`None`: never seen).
+    """
 
     lower_wish_since_s: float | None = None
     step_correction: float = 1.0
     guard_until_s: float = 0.0
     deaf_until_s: float = 0.0
     caution: float = 1.0
+    heard: float = 0.0
+    output_share: float | None = None
+    long_prompt: float | None = None
 
 
 class Observation(Struct, frozen=True, gc=False):

@@ -16,14 +16,21 @@ from power.twin import Demand, StepWork, Twin, combine, decode_work, prefill_wor
 ITERATIONS = 8
 CONVERGED = 0.01
 LONGEST_STEP_S = 1.0
+WORTH_RAISING = 0.99
+"""A higher clock must bring J/token below this share; below the voltage's knee they are nearly flat."""
 
 
 class Forecast(Struct, frozen=True, gc=False):
     """Predicted for one clock: latency with the present batch, energy and power with the one the load settles at.
-    `feasible_load` is false when the batch would outgrow the engine's limit."""
+
+    `ttft_s`: of the requests that wait now, 0 without any; `fresh_s`: of a long prompt that comes next.
+    `joules_per_token`: above idle power, which is paid at any clock. `feasible_load` is false when the batch would
+    outgrow the engine's limit.
+    """
 
     clock_mhz: int
     ttft_s: float
+    fresh_s: float
     tpot_s: float
     joules_per_token: float
     power_w: float
@@ -75,12 +82,14 @@ def forecast(twin: Twin, engine: EngineView, clock_mhz: int, asked_per_s: float,
     backlog = engine.waiting_tokens
     waited = engine.oldest_wait_s if engine.waiting_tokens else 0.0
     ttft = waited + _prefill_s(twin, engine, backlog, chunk, clock_mhz) * correction if backlog else 0.0
-    fresh = tpot + _prefill_s(twin, engine, backlog + engine.prompt_p99_tokens, chunk, clock_mhz) * correction
+    fresh = tpot + _prefill_s(twin, engine, engine.prompt_p99_tokens, chunk, clock_mhz) * correction
+    idle_w = twin.idle_power_w(active=True)
     return Forecast(
         clock_mhz=clock_mhz,
-        ttft_s=max(ttft, fresh),
+        ttft_s=ttft,
+        fresh_s=fresh,
         tpot_s=tpot,
-        joules_per_token=step.energy_j / max(1.0, settled),
+        joules_per_token=(step.power_w - idle_w) * step.duration_s / max(1.0, settled),
         power_w=step.power_w,
         feasible_load=batch <= engine.max_running,
     )

@@ -35,11 +35,11 @@ class RowTrim:
     hysteresis: float = 0.05
     reaction_s: float = 1.0
     relax_dwell_s: float = 5.0
-    gain: float = 2.0
+    gain: float = 1.0
     release: float = 2.0
     band: float = 0.005
     floor: float = 0.5
-    guard: float = 0.5
+    guard: float = 0.75
     high_share: float = 0.1
 
     def __post_init__(self) -> None:

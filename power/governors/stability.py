@@ -37,7 +37,7 @@ class Stability:
     lower_after_s: float = 1.0
     dwell_s: float = 0.5
     dead_band_mhz: int = 45
-    max_lower_mhz: int = 300
+    max_lower_mhz: int = 600
     raise_gap_s: float = 0.1
     switch_cost_j: float = 5.0
     payback_s: float = 2.0

@@ -38,17 +38,24 @@ class StaticSettings(Section):
 
 
 class SloSlackSettings(Section):
-    margin: Fraction = 0.65
+    margin: Fraction = 0.6
     """Share of the SLO a prediction may use."""
+    waiting_margin: Fraction = 0.8
+    """The same for requests that wait already: their work is known."""
     guard: Fraction = 0.97
     """Share of the SLO at which a measured latency raises the caution, and a waiting request ends the slack."""
     lost: Positive = 1.1
-    """Share of the SLO above which a measured latency ends the slack too."""
+    """Share of the SLO above which a measured latency raises the caution twice, and ends the slack where that is at its
+    limit."""
     guard_s: NonNegative = 5.0
     """How long it stays ended."""
-    deaf_s: NonNegative = 15.0
-    """How long measured latencies are not heard again: they look back 30 s."""
-    alarm: float = Field(default=1.15, ge=1.0)
+    deaf_s: NonNegative = 30.0
+    """How long after a breach only a worse one is heard: measured latencies look back 30 s."""
+    worse: float = Field(default=1.02, ge=1.0)
+    """By how much it must be worse."""
+    near: Fraction = 0.85
+    """Share of the SLO below which the caution fades."""
+    alarm: float = Field(default=1.07, ge=1.0)
     """Factor of the caution at each breach."""
     headroom: float = Field(default=1.08, ge=1.0)
     """Growth of the load to be ready for."""
@@ -56,8 +63,10 @@ class SloSlackSettings(Section):
     """The same while at the driver's default clock: near saturation nothing is given away."""
     learning: Fraction = 0.2
     """Weight of a new measured step time in the twin's correction."""
-    forgetting: Fraction = 0.0015
-    """How fast the caution raised by a breach fades with each quiet decision."""
+    forgetting: Fraction = 0.0016
+    """How fast the caution fades with each decision, at most."""
+    prompt_forgetting: Fraction = 0.0005
+    """How fast the length of a long prompt is forgotten, with each decision."""
     max_caution: float = Field(default=2.0, ge=1.0)
     trusted_min: Positive = 0.3
     trusted_max: Positive = 3.0
@@ -86,7 +95,7 @@ class Stability(Section):
     lower_after_s: NonNegative = 1.0
     dwell_s: NonNegative = 0.5
     dead_band_mhz: int = Field(default=45, ge=0)
-    max_lower_mhz: int = Field(default=300, gt=0)
+    max_lower_mhz: int = Field(default=600, gt=0)
     raise_gap_s: Positive = 0.1
     switch_cost_j: NonNegative = 5.0
     payback_s: Positive = 2.0

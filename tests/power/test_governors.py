@@ -16,6 +16,7 @@ from power.governors import (
     GridSignal,
     Memory,
     Observation,
+    Phase,
     PhaseAwareGovernor,
     Setpoint,
     Slo,
@@ -99,11 +100,11 @@ def test_lowering_is_slow_and_in_steps(twin):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"engine": None}, "engine"),
+        ({"engine": None, "memory": Memory(long_prompt=900.0)}, "engine"),
         ({"slo": None}, "SLO"),
         ({"memory": Memory(step_correction=5.0)}, "times the predicted"),
-        ({"engine": replace(LIGHT, tpot_p99_s=0.056)}, "TPOT"),
-        ({"engine": replace(LIGHT, ttft_p99_s=1.2)}, "TTFT"),
+        ({"engine": replace(LIGHT, tpot_p99_s=0.056), "memory": Memory(caution=2.0)}, "TPOT"),
+        ({"engine": replace(LIGHT, ttft_p99_s=1.2), "memory": Memory(caution=2.0)}, "TTFT"),
         ({"engine": replace(LIGHT, waiting_tokens=500, oldest_wait_s=0.99)}, "waited"),
         ({"slo": Slo(0.0001, 0.0001)}, "no clock"),
     ],
@@ -115,22 +116,73 @@ def test_unsure_means_driver_default(twin, changes, word):
     assert word in decision.reason
 
 
-def test_a_latency_near_the_slo_raises_caution_and_is_not_heard_again_while_it_is_remembered(twin):
+def test_a_latency_near_the_slo_raises_caution_and_only_a_worse_one_is_heard_while_it_is_remembered(twin):
     near, governor = replace(LIGHT, tpot_p99_s=0.0499), SloSlackGovernor(twin)
     first = governor.decide(observation(engine=near))
     assert first.memory.caution == pytest.approx(governor.alarm)
-    assert first.memory.guard_until_s == 0.0
-    clear = replace(LIGHT, tpot_p99_s=0.056)
     when = first.memory.deaf_until_s
-    soon = governor.decide(observation(time_s=when - 0.1, engine=clear, memory=first.memory))
+    soon = governor.decide(observation(time_s=when - 0.1, engine=near, memory=first.memory))
     assert soon.memory.caution == first.memory.caution
-    later = governor.decide(observation(time_s=when, engine=clear, memory=first.memory))
-    assert later.memory.caution > first.memory.caution
-    assert later.memory.guard_until_s == when + governor.guard_s
+    again = governor.decide(observation(time_s=when, engine=near, memory=first.memory))
+    assert again.memory.caution == pytest.approx(first.memory.caution * governor.alarm)
+    clear = replace(LIGHT, tpot_p99_s=0.056)
+    worse = governor.decide(observation(time_s=when - 0.1, engine=clear, memory=first.memory))
+    assert worse.memory.caution == pytest.approx(first.memory.caution * governor.alarm**2)
     waits = replace(LIGHT, waiting_tokens=500, oldest_wait_s=0.99)
     assert (
         governor.decide(observation(time_s=when - 0.1, engine=waits, memory=first.memory)).setpoint.sm_clock_mhz is None
     )
+
+
+def test_a_breach_raises_the_clock_at_once_and_the_default_is_the_last_resort(twin):
+    governor, at_low = SloSlackGovernor(twin), {"current": Setpoint(360), "since_s": 0.0}
+    clear = replace(LIGHT, tpot_p99_s=0.056)
+    calm = governor.decide(observation(**at_low)).setpoint.sm_clock_mhz
+    careful = governor.decide(observation(engine=clear, memory=Memory(caution=1.6), **at_low)).setpoint.sm_clock_mhz
+    assert calm < careful < CLOCKS[-1]
+    last = governor.decide(observation(engine=clear, memory=Memory(caution=1.95), **at_low))
+    assert last.setpoint.sm_clock_mhz is None
+    assert last.memory.guard_until_s == 100.0 + governor.guard_s
+
+
+def test_after_a_gap_it_goes_on_with_what_it_had_learnt(twin):
+    """The first requests after a gap: no answer has ended yet, and the only prompt seen is short."""
+    governor = SloSlackGovernor(twin)
+    busy = replace(LIGHT, prompt_p99_tokens=4000, output_tokens_per_s=1000.0)
+    learnt = governor.decide(observation(engine=busy)).memory
+    assert (learnt.long_prompt, learnt.output_share) == (4000.0, 2.0)
+    first = replace(LIGHT, running=1, kv_tokens=200, prompt_tokens_per_s=50.0, prompt_p99_tokens=200)
+    first = replace(first, output_tokens_per_s=None)
+    seen, _ = governor.with_load(first, learnt)
+    assert seen.prompt_p99_tokens > 3900
+    assert seen.output_tokens_per_s == 100.0
+    after = governor.decide(observation(engine=first, current=Setpoint(705), since_s=0.0, memory=learnt))
+    assert after.setpoint.sm_clock_mhz <= 705
+
+
+def test_at_rest_it_lowers_at_once_and_awaits_the_first_request_at_the_lowest_voltage(twin):
+    governor = SloSlackGovernor(twin)
+    before = governor.decide(observation(engine=None)).setpoint.sm_clock_mhz
+    knee_mhz = twin.gpu.voltage_knee * CLOCKS[-1]
+    assert knee_mhz - 15 <= before <= knee_mhz
+    resting = replace(LIGHT, running=0, kv_tokens=0, phase=Phase.IDLE)
+    assert governor.decide(observation(engine=resting)).setpoint.sm_clock_mhz < 1005
+    for busy in (LIGHT, replace(resting, phase=Phase.PREFILL)):
+        assert governor.decide(observation(engine=busy)).setpoint.sm_clock_mhz is None
+
+
+def test_requests_that_wait_may_use_more_of_their_slo_than_a_prompt_to_come(twin):
+    governor = SloSlackGovernor(twin)
+    waiting = replace(LIGHT, waiting=4, waiting_tokens=12_000, prompt_p99_tokens=400)
+    chosen = governor.choose(observation(), waiting, SLO, 1.0)
+    assert governor.margin < chosen.ttft_s / SLO.ttft_s <= governor.waiting_margin
+    assert chosen.fresh_s <= governor.margin * SLO.ttft_s
+
+
+def test_idle_power_does_not_make_a_lone_request_race(twin):
+    """Idle power is paid at any clock: at batch 1 nothing above the lowest voltage is worth it."""
+    lone = replace(LIGHT, running=1, kv_tokens=500, prompt_tokens_per_s=20.0, output_tokens_per_s=5.0)
+    assert SloSlackGovernor(twin).choose(observation(), lone, SLO, 1.0).clock_mhz < 800
 
 
 def test_a_batch_held_up_does_not_make_a_higher_clock_look_cheap(twin):

@@ -268,6 +268,16 @@ def test_directives_shape_lengths_only_where_the_workload_says_so():
         Directives(knowledge, DirectiveSettings("sprout"), None, seed=1)
 
 
+def test_a_judged_row_that_is_drawn_again_is_no_new_evidence():
+    twin = SimulationSettings().make_twin()
+    requests = list(workload_of(TraceSource("tiny", spec=SPEC), 1000, 1.0, 0.0, None))
+    judged = [msgspec.structs.replace(request, judged_row=row) for row, request in enumerate(requests)]
+    once, often, unknown = (learn(rows, twin) for rows in (judged, judged * 5, requests * 5))
+    assert (often.costs, often.shares) == (once.costs, once.shares)
+    assert sum(estimate.observations for estimate in often.quality) == len(requests)
+    assert sum(estimate.observations for estimate in unknown.quality) == 5 * len(requests)
+
+
 def test_the_command_writes_a_report_and_says_what_it_used(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("GRIDSERVE_SHARED_DATA", raising=False)
     path = tmp_path / "tiny.yaml"
