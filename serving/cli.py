@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 import serving.commands
 from serving.commands import CommandError
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Energy- and carbon-aware serving of large language models.",
         epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"gridserve {metadata.version('gridserve')}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in sorted(pkgutil.iter_modules(serving.commands.__path__), key=lambda found: found.name):
         importlib.import_module(f"serving.commands.{module.name}").register(subparsers)

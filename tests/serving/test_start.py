@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from serving.cli import build_parser
+from serving.cli import build_parser, main
 from serving.commands.serve import engine_config
 from serving.http_server import bind
 
@@ -63,3 +64,10 @@ def test_a_taken_port_is_one_line_and_leaves_no_engine(tiny_model: Path) -> None
     assert result.stderr.splitlines()[-1] == (
         f"gridserve: port {port} of 127.0.0.1 is in use; stop what listens there or choose another port"
     )
+
+
+def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"gridserve {metadata.version('gridserve')}\n"
