@@ -6,8 +6,9 @@
 `browser` measures against an emulated admin API, whose series are full from the start. `inference` starts a server on
 the CPU with a simulated device and the embedded model; rounds without and with sessions take turns. Its browser, which
 in operation runs on the operators' machines, gets only processor time that nobody else wants (`--browser-nice`);
-`--undrawn` takes the drawing out too. `frames_per_s` shows whether the pages tick all the same. One JSON object is
-printed. Run it on a quiet machine.
+`--undrawn` takes the drawing out too, and `--no-browser` the browser: sessions that speak the protocol remain. The
+dashboard has the priority that `gridserve up` gives it (`--dashboard-nice`). `frames_per_s` shows whether the pages
+tick all the same. One JSON object is printed. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import psutil
-from dashboard_browser import at, browser, dashboard, emulated_api, outside
+from dashboard_browser import at, browser, dashboard, emulated_api, outside, renice
+from dashboard_sessions import SessionsProcess, sessions_process
 from live_server import SIMULATED, LiveServer
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, CDPSession, Page
+
+from serving.up import DASHBOARD_NICENESS
 
 TOKEN = "a-token-of-the-measurement"  # noqa: S105 - of a server that lives for this run
 CANVAS = "[data-testid=stEChartsChart] canvas"
@@ -42,16 +46,21 @@ def metrics(session: CDPSession) -> dict[str, float]:
     return {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
 
 
+def dashboard_process(link: str) -> psutil.Process:
+    port = urlsplit(link).port
+    (found,) = (
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any(at.laddr.port == port and at.status == psutil.CONN_LISTEN for at in child.net_connections())
+    )
+    return found
+
+
 class CpuShare:
     """Processor time of the dashboard's process, in cores, since this was made."""
 
     def __init__(self, link: str) -> None:
-        port = urlsplit(link).port
-        (self._process,) = (
-            child
-            for child in psutil.Process().children(recursive=True)
-            if any(at.laddr.port == port and at.status == psutil.CONN_LISTEN for at in child.net_connections())
-        )
+        self._process = dashboard_process(link)
         self._spent_s, self._began_s = self._total_s(), time.monotonic()
 
     def _total_s(self) -> float:
@@ -194,12 +203,30 @@ class Sessions:
         return sum(int(page.evaluate("window.framesSeen")) for page in self.pages)
 
 
+class ProtocolSessions:
+    """Three tabs that draw nothing, in a process that gives way to everybody."""
+
+    def __init__(self, process: SessionsProcess) -> None:
+        self._process = process
+        process.usage.nice(19)
+
+    def open(self) -> None:
+        self._process.tell("open 3")
+        time.sleep(2)
+
+    def close(self) -> None:
+        self._process.tell("close")
+        time.sleep(2)
+
+    def frames(self) -> int:
+        return sum(int(each["messages"]) for each in self._process.tell("count"))
+
+
 def measure_inference(
-    chromium: Browser, link: str, url: str, requests: int, rounds: int, drawn: bool
+    sessions: Sessions | ProtocolSessions, link: str, url: str, requests: int, rounds: int
 ) -> dict[str, Any]:
     """Rounds without and with sessions, in the order ABBA..., so that a drift of the machine hits both."""
     latencies(url, 10)
-    sessions = Sessions(chromium, link, drawn)
     sessions.open()
     before, began, cpu = sessions.frames(), time.monotonic(), CpuShare(link)
     time.sleep(5)
@@ -218,7 +245,6 @@ def measure_inference(
             rates.append((sessions.frames() - before) / (time.monotonic() - began))
     alone, beside = np.array(found[False]), np.array(found[True])
     return {
-        "browsers_draw_charts": drawn,
         "requests_each_way": len(alone),
         "p50_ms": [round(1000 * float(np.median(each)), 1) for each in (alone, beside)],
         "p95_ms": [round(1000 * float(np.percentile(each, 95)), 1) for each in (alone, beside)],
@@ -250,6 +276,8 @@ def main() -> None:
     parser.add_argument(
         "--undrawn", action="store_true", help="the browser gets all of the charts' data and draws none of them"
     )
+    parser.add_argument("--no-browser", action="store_true", help="sessions that speak the protocol and draw nothing")
+    parser.add_argument("--dashboard-nice", type=int, default=DASHBOARD_NICENESS, help="(default: %(default)s)")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "date": time.strftime("%F")}
@@ -262,10 +290,16 @@ def main() -> None:
         else:
             live = stack.enter_context(server(arguments.model))
             link = stack.enter_context(dashboard(live.admin, live.url, TOKEN))
-            chromium = stack.enter_context(browser(arguments.browser_nice))
-            found |= measure_inference(
-                chromium, link, live.url, arguments.requests, arguments.rounds, not arguments.undrawn
-            )
+            renice([dashboard_process(link)], arguments.dashboard_nice)
+            sessions: Sessions | ProtocolSessions
+            if arguments.no_browser:
+                sessions = ProtocolSessions(stack.enter_context(sessions_process(link)))
+            else:
+                chromium = stack.enter_context(browser(arguments.browser_nice))
+                sessions = Sessions(chromium, link, not arguments.undrawn)
+            kind = "none" if arguments.no_browser else "undrawn" if arguments.undrawn else "drawn"
+            found |= {"browsers": kind, "dashboard_nice": arguments.dashboard_nice}
+            found |= measure_inference(sessions, link, live.url, arguments.requests, arguments.rounds)
     print(json.dumps(found, indent=2))
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from serving.notify import VARIABLE, NotifyListener
@@ -36,7 +37,8 @@ class Service:
 
     `stop_order`: lower ones are stopped, and waited for, first. `stop_s`: then it is killed. `must_start`: when it ends
     before it was ever ready, everything ends with its status. `after`: not started before that one is ready.
-    `reloads`: gets SIGHUP passed on. `quiet`: its standard output is dropped.
+    `reloads`: gets SIGHUP passed on. `quiet`: its standard output is dropped. `niceness`: beside the
+    supervisor's own.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Service:
     after: str | None = None
     reloads: bool = False
     quiet: bool = False
+    niceness: int = 0
 
 
 class _Child:
@@ -77,7 +80,7 @@ class _Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if self.service.quiet else None,
             process_group=0,  # Ctrl-C goes to the supervisor alone, which stops its children in order
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_begin, self.service.niceness),
         )
 
     def died(self, status: int) -> None:
@@ -200,5 +203,7 @@ class Supervisor:
                         child.signal(signal.SIGTERM)
 
 
-def _die_with_parent() -> None:
+def _begin(niceness: int) -> None:
+    """In the child: end with the parent, and give way."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    os.nice(niceness)

@@ -29,6 +29,8 @@ from serving.policy.load import load_policy
 from serving.supervisor import Service
 
 SERVER, POWERD, DASHBOARD = "server", "powerd", "dashboard"
+# Whoever looks on takes no core from what is looked at: a tenth of its weight where both want it.
+DASHBOARD_NICENESS = 10
 DASHBOARD_PORT = 8501
 SYSTEM_POWERD = Path("/run/gridserve/powerd.sock")
 DATA_VARIABLE = "GRIDSERVE_DATA"
@@ -175,7 +177,9 @@ def services(
         command = (sys.executable, "-m", "dashboard", "--port", str(addresses.dashboard),
                    "--api", url_of(arguments.admin_host, addresses.admin_port),
                    "--inference-api", url_of(arguments.host, addresses.port))  # fmt: skip
-        found.append(Service(DASHBOARD, command, secret, stop_order=1, stop_s=5.0, after=SERVER))
+        found.append(
+            Service(DASHBOARD, command, secret, stop_order=1, stop_s=5.0, after=SERVER, niceness=DASHBOARD_NICENESS)
+        )
     return found
 
 

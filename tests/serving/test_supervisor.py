@@ -102,8 +102,11 @@ def test_what_dies_is_started_again_and_everything_stops_in_order(short_folder: 
 
 
 def test_children_do_not_outlive_a_killed_supervisor(short_folder: Path) -> None:
-    rig = Rig(short_folder, "[child('a'), child('b')]")
+    rig = Rig(short_folder, "[child('a'), child('b', niceness=3)]")
     until(lambda: len(rig.lines("starts")) == 2, "two children")
+    priorities = [os.getpriority(os.PRIO_PROCESS, rig.pid(name)) for name in "ab"]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert priorities == [own, min(19, own + 3)], "the second gives way"
     rig.end(signal.SIGKILL)
     until(lambda: len(rig.lines("stops")) == 2, "their clean end")
 
