@@ -89,6 +89,17 @@ def dashboard(api: str, inference: str, token: str, *more: str, port: int | None
         yield link
 
 
+def dashboard_process(link: str) -> psutil.Process:
+    """The child of this process that listens where the link leads."""
+    port = urlsplit(link).port
+    (found,) = (
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any(at.laddr.port == port and at.status == psutil.CONN_LISTEN for at in child.net_connections())
+    )
+    return found
+
+
 def renice(processes: list[psutil.Process], nice: int) -> None:
     """Every thread of them; what they start later inherits it."""
     for one in processes:

@@ -1,6 +1,7 @@
 """Dashboard sessions without a browser: they speak Streamlit's protocol, ask as often as a browser, and draw nothing.
 
     python scripts/dashboard_sessions.py "http://127.0.0.1:8501/?token=..." --sessions 3 --seconds 30
+    python scripts/dashboard_sessions.py --beside-browser        one and a browser, against an emulated admin API
 
 What a browser costs is its machine's affair; these leave what the sessions cost the server. As in a browser, a fragment
 with `run_every` runs again because the client's timer asks for it (`AutoRerun` names fragment and interval).
@@ -26,6 +27,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import ClientConnection, connect
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+SETTLE_S = 8.0
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Traffic:
 
 
 class Session:
-    """One tab. `figures_s`: from the connection to the first tile."""
+    """One tab. `figures_s`: from its making to the first tile."""
 
     def __init__(self, link: str, page: str = "") -> None:
         parts = urlsplit(link)
@@ -48,12 +50,12 @@ class Session:
         self._query, self._page, self._page_hash = parts.query, page, ""
         self._timers: dict[str, tuple[float, asyncio.Task[None]]] = {}
         self._asked_s: float | None = None
+        self._began_s = time.monotonic()
         self.traffic = Traffic()
         self.figures_s: float | None = None
 
     async def run(self) -> None:
         """Until cancelled, or the dashboard hangs up."""
-        began_s = time.monotonic()
         async with connect(self._url, subprotocols=["streamlit"], max_size=MAX_MESSAGE_BYTES) as socket:  # type: ignore[list-item]
             try:
                 await self._ask(socket)
@@ -62,8 +64,6 @@ class Session:
                     self.traffic.messages += 1
                     self.traffic.received_bytes += len(raw)
                     self._take(ForwardMsg.FromString(raw), socket)
-                    if self.figures_s is None and b"metric" in raw:
-                        self.figures_s = time.monotonic() - began_s
             finally:
                 self._stop_timers()
 
@@ -96,8 +96,11 @@ class Session:
         elif kind == "script_finished" and self._asked_s is not None:
             self.traffic.answers_s.append(time.monotonic() - self._asked_s)
             self._asked_s = None
-        elif kind == "delta" and message.delta.new_element.WhichOneof("type") == "exception":
-            self.traffic.errors += 1
+        elif kind == "delta":
+            element = message.delta.new_element.WhichOneof("type")
+            self.traffic.errors += element == "exception"
+            if element == "metric" and self.figures_s is None:
+                self.figures_s = time.monotonic() - self._began_s
 
     def _start_timer(self, fragment_id: str, interval_s: float, socket: ClientConnection) -> None:
         running = self._timers.get(fragment_id)
@@ -185,14 +188,56 @@ def sessions_process(link: str, page: str = "") -> Iterator[SessionsProcess]:
         started.stop()
 
 
+def beside_browser(seconds: float) -> dict[str, dict[str, int]]:
+    """Traffic of a session without and of one with a browser, once both have settled."""
+    from dashboard_browser import browser, dashboard, emulated_api
+    from playwright.sync_api import WebSocket
+
+    def change(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+        return {name: after[name] - before[name] for name in ("asked", "messages", "received_bytes")}
+
+    seen = {"asked": 0, "messages": 0, "received_bytes": 0}
+
+    def count(received: bytes | None) -> None:
+        seen["asked"] += received is None
+        seen["messages"] += received is not None
+        seen["received_bytes"] += len(received or b"")
+
+    def follow(socket: WebSocket) -> None:
+        socket.on("framesent", lambda _: count(None))
+        socket.on("framereceived", lambda payload: count(payload if isinstance(payload, bytes) else payload.encode()))
+
+    with emulated_api("live") as api, dashboard(api, api, "admin") as link:
+        with sessions_process(link) as sessions:
+            sessions.tell("open 1")
+            time.sleep(SETTLE_S)
+            before = sessions.tell("count")[0]
+            time.sleep(seconds)
+            bare = change(before, sessions.tell("close")[0])
+        with browser() as chromium:
+            page = chromium.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+            page.on("websocket", follow)
+            page.goto(link)
+            page.wait_for_timeout(SETTLE_S * 1000)
+            before = dict(seen)
+            page.wait_for_timeout(seconds * 1000)
+            return {"session": bare, "browser": change(before, seen)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("link", help="the dashboard's link, with its token")
+    parser.add_argument("link", nargs="?", help="the dashboard's link, with its token")
+    parser.add_argument("--beside-browser", action="store_true", help="compare the traffic with a browser's")
     parser.add_argument("--page", default="", help="such as serving; the overview by default")
     parser.add_argument("--sessions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--obey", action="store_true", help="be led through standard input by another script")
     arguments = parser.parse_args()
+    if arguments.beside_browser:
+        print(json.dumps(beside_browser(arguments.seconds), indent=2))
+        return
+    if arguments.link is None:
+        parser.error("give the dashboard's link, or --beside-browser")
     if arguments.obey:
         asyncio.run(serve(arguments.link, arguments.page))
         return

@@ -31,6 +31,9 @@ def page() -> None:
     found = session.ask(lambda api: api.requests(PAGE, cursors[-1], tenant.strip() or None))
     if found is None:
         return
+    if found.requests:
+        # Between the fields and the table: its tools float above its right end.
+        st.caption("Select a row to see the life of that request.")
     chosen = show.table(
         view.rows(found.requests),
         "request-table",
@@ -50,8 +53,6 @@ def page() -> None:
     picked = chosen.selection.rows if chosen is not None else []
     if picked and picked[0] < len(found.requests):
         life(found.requests[picked[0]])
-    elif found.requests:
-        st.caption("Select a row to see the life of that request.")
 
 
 def life(record: RequestRecord) -> None:

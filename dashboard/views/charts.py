@@ -13,6 +13,7 @@ from dashboard.views.palette import Palette
 
 MAX_POINTS = 2000
 NEAR_LIMIT = 10.0
+BAND_OPACITY = 0.22
 PANEL_PX = 104
 GAP_PX = 42
 TOP_PX = 34
@@ -141,7 +142,9 @@ def _axes(
         option["title"].append(
             {"text": panel.note, "left": "center", "top": top + panel_px // 2 - 8, "textStyle": note}
         )
-    names = [line.label for line in panel.lines] + ([panel.band.label] if panel.band else [])
+    names: list[Any] = [line.label for line in panel.lines]
+    if panel.band:
+        names.append({"name": panel.band.label, "itemStyle": {"opacity": 2 * BAND_OPACITY}})
     legend = {"data": names, "right": 16, "top": top - 28, "itemWidth": 16, "itemHeight": 3, "icon": "rect"}
     option["legend"].append(legend | {"textStyle": {"color": colours.text, "fontSize": 11}, "type": "plain"})
     option["xAxis"].append(
@@ -235,7 +238,7 @@ def _band(band: Band, index: int) -> list[dict[str, Any]]:
             "name": band.label,
             "data": width,
             "itemStyle": {"color": band.colour},
-            "areaStyle": {"opacity": 0.22, "color": band.colour},
+            "areaStyle": {"opacity": BAND_OPACITY, "color": band.colour},
         },
     ]
 

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import streamlit as st
 
+# The emulator stands here, the browser's and the server's helpers beside the scripts.
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import dashboard_browser as chromium
 from emulated_world import World
 from emulator import Emulator, serving_on
+from playwright.sync_api import Browser
 from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
@@ -58,6 +62,14 @@ def _no_components() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", list)
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if chromium.chromium_path() is None:
+        pytest.skip("no Chromium here; apt-get install chromium")
+    with chromium.browser() as started:
+        yield started
 
 
 @pytest.fixture

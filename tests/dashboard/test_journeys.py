@@ -1,4 +1,3 @@
-# ruff: noqa: E402 - the browser's helpers stand beside the scripts
 """An operator's ways through the dashboard in Chromium, against a server as users run it: every act must change the
 running system and leave its audit row."""
 
@@ -12,12 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
 import dashboard_browser as chromium
+import pytest
 from live_server import LiveServer, small, until
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -25,10 +20,7 @@ from dashboard.client import AdminClient
 from dashboard.views import experiments
 from serving.up import working_copy
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(chromium.chromium_path() is None, reason="no Chromium here; apt-get install chromium"),
-]
+pytestmark = pytest.mark.e2e
 TOKEN = "a-token-of-the-journeys"
 PATIENCE_MS = 60_000
 PAGES = {
@@ -86,12 +78,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def link(server: Server, results: Path) -> Iterator[str]:
     with chromium.dashboard(server.admin, server.url, TOKEN, "--experiments", str(results)) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium.browser() as started:
-        yield started
 
 
 @pytest.fixture

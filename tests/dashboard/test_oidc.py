@@ -1,4 +1,3 @@
-# ruff: noqa: E402 - the browser's helpers stand beside the scripts
 """Signing in with an OpenID provider: a real one on loopback (discovery, code flow, RS256 ID tokens, JWKS), a real
 browser, and a real server that enforces the role of the user's group."""
 
@@ -10,22 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dashboard_browser as chromium
 import httpx
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import dashboard_browser as chromium
 from live_server import LiveServer, small
 from playwright.sync_api import Browser, Page, expect
 
 from serving.up import working_copy
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(chromium.chromium_path() is None, reason="no Chromium here; apt-get install chromium"),
-]
+pytestmark = pytest.mark.e2e
 TOKEN = "a-token-of-the-sign-in-tests"
 PATIENCE_MS = 60_000
 PEOPLE = [
@@ -86,12 +78,6 @@ def link(
     options = ["--access", "oidc", "--users", str(folder / "users.toml"), "--secrets", str(folder / "secrets.toml")]
     with chromium.dashboard(server.admin, server.url, "", *options, port=port):
         yield f"http://localhost:{port}/"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium.browser() as started:
-        yield started
 
 
 @pytest.fixture
