@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Page
 
 HEIGHTS = {1280: 1000, 1920: 1080, 820: 1180}
 """A laptop, a wall screen, a tablet."""
-WITH_CHARTS = ("overview", "gpus", "serving", "carbon")
+ECHARTS, VEGA = "[data-testid=stEChartsChart] canvas", "[data-testid=stVegaLiteChart] .marks"
+CHARTS = {"overview": ECHARTS, "gpus": ECHARTS, "serving": ECHARTS, "carbon": ECHARTS, "experiments": VEGA}
 PAGES = {
     "overview": "Energy per token",
     "gpus": "Where the",
@@ -62,8 +63,8 @@ def shoot(
         page = context.new_page()
         for name in names:
             open_page(page, link, name, PAGES[name])
-            if name in WITH_CHARTS:
-                page.locator("[data-testid=stEChartsChart] canvas").last.wait_for(timeout=60_000)
+            if name in CHARTS and not (name == "experiments" and page.get_by_text("--experiments DIR").count()):
+                page.locator(CHARTS[name]).last.wait_for(timeout=60_000)
             page.wait_for_timeout(2500)
             with contextlib.suppress(Exception):
                 prepare(page, name, question)

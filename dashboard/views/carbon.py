@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dashboard.schema_carbon import CarbonState, ClassMix, EvaluatorState, PlanState
@@ -13,6 +14,7 @@ from dashboard.views.overview import Tile, forecast_band, plan_line
 from dashboard.views.palette import Palette
 
 COUNTERFACTUAL = "against every answer at L0"
+QUALITY_STEPS = 50  # of one
 HISTORY_S, AHEAD_S, MARGIN_S = 86400.0, 48 * 3600.0, 3600.0
 
 
@@ -171,7 +173,8 @@ def quality_spec(evaluator: EvaluatorState, colours: Palette) -> dict[str, Any] 
         "xAxis": {
             "type": "value",
             "scale": True,
-            "min": min(lows) - 0.01,
+            # Its label is written in full: a step of the axis, not 0.9249999.
+            "min": math.floor(min(lows) * QUALITY_STEPS) / QUALITY_STEPS,
             "axisLabel": {"formatter": "{value}", "color": colours.text},
         },
         "yAxis": {"type": "category", "data": names, "axisLabel": {"color": colours.text}},

@@ -177,7 +177,7 @@ def compare(first: Run, second: Run) -> list[dict[str, str]]:
     keys = [*dict.fromkeys([key for key in AXES.values() if key in first.figures] + list(first.figures))]
     for key in keys:
         a, b = first.value(key), second.value(key)
-        if a is None or b is None:
+        if a is None or b is None or key == "seed":
             continue
         change = UNKNOWN if a == 0 else f"{100 * (b / a - 1):+.1f} %"
         made.append(

@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 
 from dashboard.live_series import WINDOW_S, bridged, merge
 from dashboard.schema_access import BudgetList
-from dashboard.schema_carbon import CarbonState
+from dashboard.schema_carbon import CarbonState, EvaluatorState
 from dashboard.schema_records import RequestRecord
 from dashboard.schema_state import State
 from dashboard.snapshot import Snapshot
@@ -291,6 +291,13 @@ def test_one_life_is_drawn_from_what_is_recorded():
     assert requests.life_spec(bare, LIGHT) is None
 
 
+def test_the_axis_of_quality_begins_at_a_short_number_below_every_interval():
+    judged = read(World().evaluator(), EvaluatorState)
+    low = carbon.quality_spec(judged, DARK)["xAxis"]["min"]
+    assert low <= min(entry.low for entry in judged.quality)
+    assert len(str(low)) <= 4
+
+
 def test_energy_parts_add_up_to_the_counter():
     totals = state().power
     assert sum(value for _, value in devices.energy_parts(totals)) == pytest.approx(totals.totals.counter_j)
@@ -350,6 +357,7 @@ def test_cells_that_differ_in_the_seed_alone_become_one_run(tmp_path):
     # Unknown in one is unknown for both; a word they do not share is left out.
     assert a.value("p99_ttft_ms") is None
     assert "date" not in a.figures
+    assert [row["Figure"] for row in experiments.compare(a, b)] == ["energy_j"], "a seed is no figure"
     assert (a.figures["energy_method"], b.name, b.seeds) == ("simulated", "b", 1)
     (alone,) = experiments.over_seeds(experiments.of(runs, experiments.ALONE))
     assert (alone.name, alone.value("energy_j"), alone.figures["policy"]) == ("alone", 7.0, "a")
